@@ -1,0 +1,32 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads():
+    """One thread each: the tests are small and run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the real data; $DPAFLOW_SHARED or ../shared. Skips where there is none."""
+    path = Path(os.environ.get("DPAFLOW_SHARED", ROOT.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip(f"no shared data at {path}; set DPAFLOW_SHARED to run this test")
+    return path
