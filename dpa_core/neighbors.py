@@ -1,0 +1,155 @@
+"""The one neighbour search, outside the model and outside autograd.
+
+A frame's neighbours are a dense table with one row per atom and as many columns as the
+atom with most neighbours needs. `sel` never pads it; it only truncates (nearest kept).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import vesin
+from numpy.typing import NDArray
+
+from dpa_core.errors import DataError
+from dpa_core.frames import Frame
+
+
+class NeighborSpec(NamedTuple):
+    """What a model needs to know about neighbours.
+
+    Attributes
+    ----------
+    rcut
+        Å.
+    sel
+        Largest number of neighbours: one number for all types together if `mixed_types`,
+        else one per type. Empty means no limit.
+    mixed_types
+        Whether `sel` counts all types together.
+    """
+
+    rcut: float
+    sel: tuple[int, ...] = ()
+    mixed_types: bool = True
+
+
+class Neighbors(NamedTuple):
+    """The neighbour table of one frame.
+
+    Attributes
+    ----------
+    index
+        (n, M) int32 atom index; 0 in empty slots.
+    shift
+        (n, M, 3) int16 lattice translations.
+    mask
+        (n, M) bool, False in empty slots.
+    dropped
+        Neighbours within rcut left out because `sel` was full.
+    """
+
+    index: NDArray[np.int32]
+    shift: NDArray[np.int16]
+    mask: NDArray[np.bool_]
+    dropped: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the table takes, bytes."""
+        return self.index.nbytes + self.shift.nbytes + self.mask.nbytes
+
+
+@lru_cache(maxsize=16)
+def _searcher(rcut: float) -> vesin.NeighborList:
+    return vesin.NeighborList(cutoff=rcut, full_list=True)
+
+
+def neighbor_pairs(
+    coord: NDArray[np.float64],
+    box: NDArray[np.float64] | None,
+    rcut: float,
+    pbc: tuple[bool, bool, bool] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Every ordered pair closer than rcut, periodic images of the centre included.
+
+    Parameters
+    ----------
+    coord
+        (n, 3), Å; atoms may lie outside the cell.
+    box
+        (3, 3) rows are lattice vectors, of either handedness; None for an open system.
+    rcut
+        Å.
+    pbc
+        Periodic directions; all three when a box is given and this is None.
+
+    Returns
+    -------
+    i, j, shift, distance
+        (P,), (P,), (P, 3), (P,): r_ij = coord[j] + shift @ box - coord[i].
+    """
+    if len(coord) == 0:
+        none = np.zeros(0, np.int64)
+        return none, none, np.zeros((0, 3), np.int64), np.zeros(0)
+    if box is None:
+        periodic: bool | tuple[bool, bool, bool] = False
+        box = np.zeros((3, 3))
+    else:
+        periodic = pbc if pbc is not None else True
+    try:
+        i, j, shift, distance = _searcher(rcut).compute(
+            points=coord, box=box, periodic=periodic, quantities="ijSd"
+        )
+    except RuntimeError as error:
+        raise DataError(f"neighbour search failed for box {box.tolist()}: {error}") from error
+    return i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64), distance
+
+
+def neighbor_table(
+    frame: Frame, spec: NeighborSpec, pbc: tuple[bool, bool, bool] | None = None
+) -> Neighbors:
+    """Neighbour table of one frame; virtual atoms (atype < 0) neither have nor are neighbours.
+
+    Where `sel` binds, the nearest neighbours are kept (of each type, unless mixed_types)
+    and the number left out is reported in `dropped`.
+    """
+    real = np.flatnonzero(frame.atype >= 0)
+    i, j, shift, distance = neighbor_pairs(frame.coord[real], frame.box, spec.rcut, pbc)
+    i, j = real[i], real[j]
+    n = len(frame.atype)
+    if spec.mixed_types:
+        order = np.lexsort((distance, i))
+        group = i
+        limit = np.full(len(i), spec.sel[0]) if spec.sel else None
+    else:
+        neighbor_type = frame.atype[j]
+        order = np.lexsort((distance, neighbor_type, i))
+        group = i * (frame.atype.max(initial=0) + 1) + neighbor_type
+        limit = np.asarray(spec.sel)[neighbor_type] if spec.sel else None
+    i, j, shift, group = i[order], j[order], shift[order], group[order]
+    dropped = 0
+    if limit is not None:
+        keep = _rank_in_group(group) < limit[order]
+        dropped = int(np.count_nonzero(~keep))
+        i, j, shift = i[keep], j[keep], shift[keep]
+    slot = _rank_in_group(i)
+    width = int(slot.max(initial=-1)) + 1
+    index = np.zeros((n, width), np.int32)
+    shifts = np.zeros((n, width, 3), np.int16)
+    mask = np.zeros((n, width), bool)
+    index[i, slot] = j
+    shifts[i, slot] = shift
+    mask[i, slot] = True
+    return Neighbors(index, shifts, mask, dropped)
+
+
+def _rank_in_group(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, 2, ... within each run of equal values."""
+    if len(group) == 0:
+        return np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
+    lengths = np.diff(np.r_[starts, len(group)])
+    return np.arange(len(group)) - np.repeat(starts, lengths)
