@@ -1,0 +1,300 @@
+"""Train a potential: from random weights or, given a pretrained model, by finetuning."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
+
+import dpa_core.errors
+from dpa_core.config import (
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    TrainConfig,
+    TrainingConfig,
+    parse_config,
+)
+from dpa_core.errors import DataError, DPAError
+from ops.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from dpa_core.data import Dataset
+
+FROM_INPUTS = "(from the step's inputs)"
+logger = logging.getLogger(__name__)
+
+
+def _all_elements() -> tuple[str, ...]:
+    from ase.data import chemical_symbols
+
+    return tuple(chemical_symbols[1:])
+
+
+class ModelSettings(ModelConfig):
+    """The model; without a `type_map` it gets the elements of its data."""
+
+    type_map: tuple[str, ...] = _all_elements()
+    """Names of the types; left out: the pretrained model's and those of the data."""
+
+
+class TrainingSettings(TrainingConfig):
+    """The run; the systems are the step's inputs unless given."""
+
+    training_data: DataConfig = DataConfig(systems=(FROM_INPUTS,))
+    """Batch size and, by hand, systems."""
+
+
+class FinetuneSettings(FinetuneConfig):
+    """How finetuning starts; the pretrained model is the step's input unless given."""
+
+    model: str = FROM_INPUTS
+    """Path of the pretrained model file."""
+
+
+class RunTrainConfig(TrainConfig):
+    """A `TrainConfig` whose data, type map and pretrained model may come from other steps."""
+
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings
+    finetune: FinetuneSettings | None = None
+    nproc: PositiveInt = 1
+    """Processes of a data-parallel run (torchrun) on this machine."""
+    max_frames: PositiveInt | None = None
+    """Train on this many frames, the first of a permutation: smaller draws nest in larger."""
+    draw_seed: NonNegativeInt = 1
+    """Seed of that permutation."""
+
+
+class TrainInputs(NamedTuple):
+    """Data folders and the pretrained model; what is empty is taken from the config."""
+
+    train: Sequence[Path] = ()
+    valid: Sequence[Path] = ()
+    pretrained: Path | None = None
+
+
+class TrainRun(NamedTuple):
+    """A finished run.
+
+    Attributes
+    ----------
+    model, best
+        Last model and the one with the smallest validation error.
+    summary
+        The content of `run.json`: train_frames, valid_frames, finetuned, seed, draw_seed,
+        type_map, steps, seconds, model, best, metrics.
+    """
+
+    model: Path
+    best: Path
+    summary: dict[str, Any]
+
+
+def run_train(inputs: TrainInputs, config: RunTrainConfig, outdir: Path) -> TrainRun:
+    """Train in this process, or in several through torchrun.
+
+    Parameters
+    ----------
+    inputs
+        Data and pretrained model.
+    config
+        The run. With a pretrained model, architecture and weights come from its file and
+        `config.model` only adds to its type map.
+    outdir
+        Receives the files of `dpa_core.train.train` and `run.json`. A run found there
+        unfinished is continued.
+
+    Raises
+    ------
+    ConfigError, DataError, ModelFileError, NumericalError
+        As `dpa_core.train.train`.
+    """
+    outdir = outdir.resolve()
+    outdir.mkdir(parents=True, exist_ok=True)
+    resolved, facts = resolve(inputs, config, outdir)
+    if config.nproc == 1:
+        _train_here(resolved, facts, outdir)
+    else:
+        _train_distributed(resolved, facts, outdir, config.nproc)
+    summary = read_json(outdir / "run.json")
+    return TrainRun(outdir / summary["model"], outdir / summary["best"], summary)
+
+
+def resolve(
+    inputs: TrainInputs, config: RunTrainConfig, outdir: Path
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Fill inputs into the configuration.
+
+    Returns
+    -------
+    tuple[TrainConfig, dict[str, Any]]
+        What `dpa_core.train.train` takes, and the facts of the run that `run.json` keeps.
+    """
+    from dpa_core.data import open_dataset
+
+    systems = _systems(inputs.train, config.training.training_data)
+    if not systems:
+        raise DataError("training has no data: give inputs.train or training.training_data.systems")
+    dataset = open_dataset(systems)
+    if config.max_frames is not None:
+        systems = [str(_draw(dataset, config.max_frames, config.draw_seed, outdir))]
+        dataset = open_dataset(systems)
+    valid = _systems(inputs.valid, config.training.validation_data)
+    held_out = open_dataset(valid) if valid else None
+    document = config.model_dump(mode="json", exclude={"nproc", "max_frames", "draw_seed"})
+    training = document["training"]
+    training["training_data"]["systems"] = systems
+    training["validation_data"] = _validation(training, valid)
+    elements = _elements(dataset) | (_elements(held_out) if held_out is not None else set())
+    pretrained = _pretrained(inputs, config)
+    document["finetune"] = None
+    if pretrained:
+        settings = config.finetune or FinetuneSettings()
+        document["finetune"] = {**settings.model_dump(mode="json"), "model": pretrained}
+    document["model"] = _model(config, pretrained, elements)
+    resolved = parse_config(TrainConfig, document, str(outdir / "config.json"))
+    facts = {
+        "train_frames": len(dataset),
+        "valid_frames": 0 if held_out is None else len(held_out),
+        "finetuned": bool(pretrained),
+        "seed": config.training.seed,
+        "draw_seed": config.draw_seed,
+        "type_map": list(resolved.model.type_map),
+    }
+    return resolved, facts
+
+
+def _systems(paths: Sequence[Path], data: DataConfig | None) -> list[str]:
+    if paths:
+        return [str(Path(path).resolve()) for path in paths]
+    if data is None or data.systems == (FROM_INPUTS,):
+        return []
+    return list(data.systems)
+
+
+def _validation(training: dict[str, Any], systems: list[str]) -> dict[str, Any] | None:
+    if not systems:
+        return None
+    like = training["validation_data"] or training["training_data"]
+    return {**like, "systems": systems}
+
+
+def _pretrained(inputs: TrainInputs, config: RunTrainConfig) -> str | None:
+    if inputs.pretrained is not None:
+        return str(Path(inputs.pretrained).resolve())
+    if config.finetune is None or config.finetune.model == FROM_INPUTS:
+        return None
+    return config.finetune.model
+
+
+def _elements(dataset: Dataset) -> set[str]:
+    present = dataset.counts().sum(axis=0) > 0
+    return {name for name, here in zip(dataset.type_map, present, strict=True) if here}
+
+
+def _model(config: RunTrainConfig, pretrained: str | None, elements: set[str]) -> dict[str, Any]:
+    """Model block with its final type map; a pretrained model's block comes from its file."""
+    from ase.data import atomic_numbers
+
+    named = "type_map" in config.model.model_fields_set
+    known = config.model.type_map if named else ()
+    model: ModelConfig = config.model
+    if pretrained:
+        from dpa_core.interchange.native import load_model
+
+        model = load_model(pretrained).config
+        known = known or model.type_map
+    new = sorted(elements - set(known), key=lambda name: atomic_numbers.get(name, 999))
+    if named and new:
+        raise DataError(
+            f"the training data hold {', '.join(new)}, which model.type_map {list(known)} does "
+            "not name; add them or leave type_map out"
+        )
+    document = model.model_dump(mode="json")
+    if len(document["descriptor"].get("sel", ())) if model.descriptor.type == "se_e2_a" else 0:
+        # one number per type: those of new types are measured on the data
+        if tuple(model.type_map) != (*known, *new):
+            document["descriptor"]["sel"] = "auto"
+    document["type_map"] = [*known, *new]
+    return document
+
+
+def _draw(dataset: Dataset, count: int, seed: int, outdir: Path) -> Path:
+    from dpa_core.data import write_mixed
+
+    if count > len(dataset):
+        raise DataError(f"max_frames: {count} asked for, the training data hold {len(dataset)}")
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:count]
+    drawn = dataset.subset([int(k) for k in chosen])
+    target = outdir / "drawn"
+    if not target.exists():  # a continued run keeps its frames
+        names = [dataset.name(int(k)) for k in chosen]
+        write_mixed((drawn[k] for k in range(count)), dataset.type_map, target, source=names)
+    return target
+
+
+def _train_here(config: TrainConfig, facts: dict[str, Any], outdir: Path) -> None:
+    from dpa_core.train import train
+
+    result = train(config, outdir, resume=True)
+    summary = {
+        **facts,
+        "model": Path(result.model).name,
+        "best": Path(result.best).name,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "metrics": result.metrics,
+    }
+    write_json(outdir / "run.json", summary)
+
+
+def _train_distributed(config: TrainConfig, facts: dict[str, Any], outdir: Path, n: int) -> None:
+    task = outdir / "torchrun.json"
+    failure = outdir / "torchrun-error.json"
+    failure.unlink(missing_ok=True)
+    write_json(task, {"config": config.model_dump(mode="json"), "facts": facts})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={n}", "-m", "ops.train", str(task)]
+    process = subprocess.Popen(command)
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    except ValueError:  # not the main thread: whoever owns the signals ends the process group
+        previous = None
+    try:
+        code = process.wait()
+    finally:
+        process.terminate()
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+    if failure.exists():
+        told = read_json(failure)
+        raise getattr(dpa_core.errors, told["class"])(told["message"])
+    if code != 0:
+        raise RuntimeError(f"torchrun with {n} processes ended with exit code {code}")
+
+
+def _worker(task: Path) -> int:
+    """One process of a torchrun run."""
+    document = read_json(task)
+    outdir = task.parent
+    try:
+        config = parse_config(TrainConfig, document["config"], str(task))
+        _train_here(config, document["facts"], outdir)
+    except DPAError as error:
+        told = {"class": type(error).__name__, "message": str(error)}
+        write_json(outdir / "torchrun-error.json", told)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(_worker(Path(sys.argv[1])))
