@@ -20,13 +20,13 @@ from pydantic import Field
 
 from dpa_core.config import Config
 from dpa_core.errors import DataError
-from dpa_core.frames import Frame
 from ops.files import write_json, write_text
 from ops.filters import FILTERS, Filters, fingerprint, first_failed, reduced_formula
 from ops.split import PARTS, Split, assign
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
+    from dpa_core.frames import Frame
 
 EXAMPLES = 5
 CONFLICT = 1e-3

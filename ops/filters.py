@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pydantic
 from pydantic import PositiveFloat, PositiveInt
 
 from dpa_core.config import Config
-from dpa_core.frames import Frame
+
+if TYPE_CHECKING:
+    from dpa_core.frames import Frame
 
 COORDINATE_GRID = 1e-4
 

@@ -219,10 +219,9 @@ def _model(config: RunTrainConfig, pretrained: str | None, elements: set[str]) -
             "not name; add them or leave type_map out"
         )
     document = model.model_dump(mode="json")
-    if len(document["descriptor"].get("sel", ())) if model.descriptor.type == "se_e2_a" else 0:
+    if pretrained and new and isinstance(model.descriptor.sel, tuple):
         # one number per type: those of new types are measured on the data
-        if tuple(model.type_map) != (*known, *new):
-            document["descriptor"]["sel"] = "auto"
+        document["descriptor"]["sel"] = "auto"
     document["type_map"] = [*known, *new]
     return document
 
@@ -264,8 +263,14 @@ def _train_distributed(config: TrainConfig, facts: dict[str, Any], outdir: Path,
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={n}", "-m", "ops.train", str(task)]
     process = subprocess.Popen(command)
+    stopped = []
+
+    def stop(*_: object) -> None:
+        stopped.append(True)
+        process.terminate()
+
     try:
-        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        previous = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread: whoever owns the signals ends the process group
         previous = None
     try:
@@ -277,6 +282,8 @@ def _train_distributed(config: TrainConfig, facts: dict[str, Any], outdir: Path,
     if failure.exists():
         told = read_json(failure)
         raise getattr(dpa_core.errors, told["class"])(told["message"])
+    if stopped:
+        sys.exit(128 + signal.SIGTERM)
     if code != 0:
         raise RuntimeError(f"torchrun with {n} processes ended with exit code {code}")
 
