@@ -75,41 +75,39 @@ class GatedAttentionLayer(nn.Module):
         """(N, M, C) -> (N, M, C)."""
         n, m, width = g.shape
         qkv = F.linear(g, self.in_weight.T, self.in_bias).view(n, m, 3, -1)
+        factor = qkv.new_tensor([self.scale, 1.0, 1.0])[:, None]
         if self.normalize:
-            # x / max(|x|, 1e-12), written so that both derivatives stay cheap.
-            qkv = qkv * qkv.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
-        q, k, v = qkv.unbind(2)
-        q = q * self.scale
-        out = self._smooth(q, k, v, gate) if self.smooth else self._masked(q, k, v, gate)
-        out = F.linear(out, self.out_weight.T, self.out_bias)
+            # 1 / max(|x|, 1e-12), written so that both derivatives stay cheap.
+            factor = factor * qkv.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
+        if self.smooth:
+            factor = factor * gate.sw[..., None, None]
+        # Scale, norm and switch of q, k and v in one pass over memory.
+        q, k, v = (qkv * factor).unbind(2)
+        weight = self._smooth(q, k, gate) if self.smooth else self._masked(q, k, gate)
+        if gate.cosines is not None:
+            weight = weight * gate.cosines
+        out = F.linear(weight @ v, self.out_weight.T)
+        rows = gate.sw if self.smooth else gate.mask.to(out.dtype)
+        out = torch.addcmul(self.out_bias, out, rows[..., None])
         return F.layer_norm(g + out, (width,), self.norm_weight, self.norm_bias, self.eps)
 
-    def _smooth(self, q: Tensor, k: Tensor, v: Tensor, gate: Gate) -> Tensor:
+    def _smooth(self, q: Tensor, k: Tensor, gate: Gate) -> Tensor:
         # Softmax ignores the common -20, and (q·k + 20) s_j s_k is one product of vectors
         # that carry their own switch and sqrt(20); so no M x M tensor but A and P is made.
-        sw = gate.sw[..., None]
-        root = math.sqrt(SHIFT) * sw
+        root = math.sqrt(SHIFT) * gate.sw[..., None]
         extra_q, extra_k = [root], [root]
         if gate.rest > 1:
             log_rest = torch.zeros_like(root)
             log_rest[:, -1] = math.log(gate.rest)
             extra_q.append(torch.ones_like(root))
             extra_k.append(log_rest)
-        logits = torch.cat([q * sw, *extra_q], -1) @ torch.cat([k * sw, *extra_k], -1).mT
-        weight = torch.softmax(logits, dim=-1)
-        if gate.cosines is not None:
-            weight = weight * gate.cosines
-        return (weight @ (v * sw)) * sw
+        return torch.softmax(torch.cat([q, *extra_q], -1) @ torch.cat([k, *extra_k], -1).mT, -1)
 
-    def _masked(self, q: Tensor, k: Tensor, v: Tensor, gate: Gate) -> Tensor:
+    def _masked(self, q: Tensor, k: Tensor, gate: Gate) -> Tensor:
         logits = q @ k.mT
         # Finite instead of -inf: an atom without neighbours must not make NaN gradients.
         lowest = torch.finfo(logits.dtype).min
-        weight = torch.softmax(logits.masked_fill(~gate.mask[:, None, :], lowest), dim=-1)
-        weight = weight * gate.mask[..., None]
-        if gate.cosines is not None:
-            weight = weight * gate.cosines
-        return weight @ v
+        return torch.softmax(logits.masked_fill(~gate.mask[:, None, :], lowest), dim=-1)
 
 
 class GatedAttention(nn.Module):
