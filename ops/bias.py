@@ -83,8 +83,8 @@ def run_bias(inputs: BiasInputs, config: BiasConfig, outdir: Path) -> BiasRun:
         "frames": frames,
         "before": dict(zip(names, map(float, report.before), strict=True)),
         "after": dict(zip(names, map(float, report.after), strict=True)),
-        "rmse_before": float(report.rmse_before),
-        "rmse_after": float(report.rmse_after),
+        "rmse_before": report.rmse_before,
+        "rmse_after": report.rmse_after,
         "indistinct": [[names[t] for t in group] for group in report.indistinct],
     }
     write_json(outdir / "bias.json", summary)

@@ -120,6 +120,11 @@ class Dataset:
             infos.append(SystemInfo(system.name, system.path, int(mine[0]), len(mine), largest))
         return tuple(infos)
 
+    @cached_property
+    def system_index(self) -> NDArray[np.int64]:
+        """(len,) position in `systems` of every frame's system."""
+        return np.searchsorted(self._shown, self._system_numbers)
+
     def system_of(self, k: int) -> int:
         """Position in `systems` of frame k's system."""
         return int(np.searchsorted(self._shown, self._locate(k)[0]))
