@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dpa_core.frames import Batch, Prediction
@@ -16,7 +17,7 @@ from dpa_core.frames import Batch, Prediction
 if TYPE_CHECKING:
     from dpa_core.model import Potential
 
-# Atoms evaluated at once when no graph has to be kept: working sets that stay in cache.
+# Atoms evaluated at once: working sets that stay in cache, and rows as wide as they need.
 CHUNK = 64
 
 
@@ -45,21 +46,24 @@ def predict(
     """
     vectors = neighbor_vectors(batch)
     env = model.environment(batch)
-    total = len(batch.atype)
-    step = total if create_graph else CHUNK
+    # Atoms with similar numbers of neighbours go together, so that few slots are empty.
+    counts = batch.mask.sum(1)
+    order = torch.argsort(counts, stable=True)
     energies, gradients = [], []
-    for start in range(0, total, max(step, 1)):
-        atoms = slice(start, start + step)
+    for atoms in order.split(CHUNK):
+        width = int(counts[atoms[-1]])
         with torch.enable_grad():
-            part = vectors[atoms].detach().requires_grad_()
-            energy = model(part, env.rows(atoms), *model.parameters_of(batch, atoms))
+            part = vectors[atoms, :width].detach().requires_grad_()
+            energy = model(part, env.select(atoms, width), *model.inputs_of(batch, atoms))
             # An atom without neighbours does not depend on its vectors: its gradient is 0.
             (gradient,) = torch.autograd.grad(
                 energy.sum(), part, create_graph=create_graph, materialize_grads=True
             )
         energies.append(energy if create_graph else energy.detach())
-        gradients.append(gradient)
-    return _assemble(batch, vectors, torch.cat(energies), torch.cat(gradients), atom_virial)
+        gradients.append(F.pad(gradient, (0, 0, 0, vectors.shape[1] - width)))
+    inverse = torch.argsort(order)
+    energy, gradient = torch.cat(energies)[inverse], torch.cat(gradients)[inverse]
+    return _assemble(batch, vectors, energy, gradient, atom_virial)
 
 
 def _assemble(

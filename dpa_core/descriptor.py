@@ -43,9 +43,14 @@ class Environment(NamedTuple):
     pad_type: Tensor
     mask: Tensor
 
-    def rows(self, atoms: slice) -> Environment:
-        """Return the neighbourhoods of some of the atoms."""
-        return Environment(*(x[atoms] for x in self))
+    def select(self, atoms: Tensor, width: int) -> Environment:
+        """Return the first `width` slots of some of the atoms."""
+        return Environment(
+            self.atype[atoms],
+            self.neighbor_type[atoms, :width],
+            self.pad_type[atoms],
+            self.mask[atoms, :width],
+        )
 
 
 class _Descriptor(nn.Module):

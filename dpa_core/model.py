@@ -125,8 +125,8 @@ class Potential(nn.Module):
             neighbor_type = torch.where(mask, neighbor_type, pad_type[:, None])
         return Environment(real_type, neighbor_type, pad_type, mask)
 
-    def parameters_of(
-        self, batch: Batch, atoms: slice
+    def inputs_of(
+        self, batch: Batch, atoms: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Types, frame parameters and atom parameters of some atoms, for `forward`."""
         net = self.config.fitting_net
