@@ -54,6 +54,10 @@ def fill(model: Potential, davg_zero: bool = True) -> Potential:
             fill_net(net, 10, 20, 25, offset=3.1 * n)
     for n, net in enumerate(model.fitting.nets):
         fill_net(net, 120, 130, 140, offset=3.1 * n)
+    for name, h in (("fparam", 150), ("aparam", 170)):
+        average = getattr(model.fitting, f"{name}_avg")
+        average.copy_(rule(h, 0.5, average.shape))
+        getattr(model.fitting, f"{name}_inv_std").copy_(1 + rule(h + 10, 0.3, average.shape))
     for t in range(ntypes):
         d.dstd[t, 0], d.dstd[t, 1:] = 0.30 + 0.05 * t, 0.20 + 0.03 * t
         if not davg_zero:
