@@ -14,7 +14,8 @@ from dpa_core.errors import ConfigError
 _SUBSHELLS = "1s 2s 2p 3s 3p 3d 4s 4p 4d 4f 5s 5p 5d 5f 6s 6p 6d 7s 7p".split()
 _MADELUNG = "1s 2s 2p 3s 3p 4s 3d 4p 5s 4d 5p 6s 4f 5d 6p 7s 5f 6d 7p".split()
 _ORBITALS = {"s": 1, "p": 3, "d": 5, "f": 7}
-# Where the ground state leaves the Madelung order (NIST atomic spectra database).
+# Where the ground state leaves the Madelung order, as DeePMD-kit's table has it: the NIST
+# atomic spectra database up to Cm; Ds and Rg as predicted; Lr with 6d1 (newer work: 7p1).
 _EXCEPTIONS = {
     "Cr": {"4s": 1, "3d": 5}, "Cu": {"4s": 1, "3d": 10}, "Nb": {"5s": 1, "4d": 4},
     "Mo": {"5s": 1, "4d": 5}, "Ru": {"5s": 1, "4d": 7}, "Rh": {"5s": 1, "4d": 8},
@@ -22,7 +23,7 @@ _EXCEPTIONS = {
     "Ce": {"4f": 1, "5d": 1}, "Gd": {"4f": 7, "5d": 1}, "Pt": {"6s": 1, "5d": 9},
     "Au": {"6s": 1, "5d": 10}, "Ac": {"5f": 0, "6d": 1}, "Th": {"5f": 0, "6d": 2},
     "Pa": {"5f": 2, "6d": 1}, "U": {"5f": 3, "6d": 1}, "Np": {"5f": 4, "6d": 1},
-    "Cm": {"5f": 7, "6d": 1}, "Lr": {"6d": 0, "7p": 1},
+    "Cm": {"5f": 7, "6d": 1}, "Ds": {"7s": 1, "6d": 9}, "Rg": {"7s": 1, "6d": 10},
 }  # fmt: skip
 
 

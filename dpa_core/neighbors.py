@@ -113,28 +113,19 @@ def neighbor_table(
 ) -> Neighbors:
     """Neighbour table of one frame; virtual atoms (atype < 0) neither have nor are neighbours.
 
-    Where `sel` binds, the nearest neighbours are kept (of each type, unless mixed_types)
-    and the number left out is reported in `dropped`.
+    Where `sel` binds, the nearest neighbours are kept and the number left out is reported in
+    `dropped`.
     """
     real = np.flatnonzero(frame.atype >= 0)
     i, j, shift, distance = neighbor_pairs(frame.coord[real], frame.box, spec.rcut, pbc)
     i, j = real[i], real[j]
     n = len(frame.atype)
-    if spec.mixed_types:
-        order = np.lexsort((distance, i))
-        group = i
-        limit = np.full(len(i), spec.sel[0]) if spec.sel else None
-    else:
-        neighbor_type = frame.atype[j]
-        order = np.lexsort((distance, neighbor_type, i))
-        group = i * (frame.atype.max(initial=0) + 1) + neighbor_type
-        limit = np.asarray(spec.sel)[neighbor_type] if spec.sel else None
-    i, j, shift, group = i[order], j[order], shift[order], group[order]
-    dropped = 0
-    if limit is not None:
-        keep = _rank_in_group(group) < limit[order]
-        dropped = int(np.count_nonzero(~keep))
-        i, j, shift = i[keep], j[keep], shift[keep]
+    keep = _within_sel(i, frame.atype[j], distance, spec)
+    dropped = len(keep) - int(np.count_nonzero(keep))
+    i, j, shift, distance = i[keep], j[keep], shift[keep], distance[keep]
+    keys = (distance, i) if spec.mixed_types else (distance, frame.atype[j], i)
+    order = np.lexsort(keys)
+    i, j, shift = i[order], j[order], shift[order]
     slot = _rank_in_group(i)
     width = int(slot.max(initial=-1)) + 1
     index = np.zeros((n, width), np.int32)
@@ -144,6 +135,34 @@ def neighbor_table(
     shifts[i, slot] = shift
     mask[i, slot] = True
     return Neighbors(index, shifts, mask, dropped)
+
+
+def _within_sel(
+    i: NDArray[np.int64],
+    neighbor_type: NDArray[np.int64],
+    distance: NDArray[np.float64],
+    spec: NeighborSpec,
+) -> NDArray[np.bool_]:
+    """Which pairs `sel` has room for.
+
+    As in DeePMD-kit, the nearest sum(sel) neighbours of all types are kept first; of these,
+    unless `mixed_types`, the nearest sel[t] of each type.
+    """
+    keep = np.ones(len(i), bool)
+    if spec.sel:
+        keep &= _rank_by_distance(i, distance) < sum(spec.sel)
+        if not spec.mixed_types:
+            group = i * len(spec.sel) + neighbor_type
+            keep &= _rank_by_distance(group, distance) < np.asarray(spec.sel)[neighbor_type]
+    return keep
+
+
+def _rank_by_distance(group: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """0 for the nearest pair of each group, 1 for the next, ..."""
+    order = np.lexsort((distance, group))
+    rank = np.empty(len(group), np.int64)
+    rank[order] = _rank_in_group(group[order])
+    return rank
 
 
 def _rank_in_group(group: NDArray[np.int64]) -> NDArray[np.int64]:
