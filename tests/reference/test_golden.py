@@ -138,8 +138,7 @@ def test_golden_descriptor() -> None:
     model = golden_model({})
     d = model.describe(make_batch([Frame(COORD, ATYPE, BOX)], model.spec)).numpy()
     first = numbers(
-        "0.019042123647 0.030365821025 0.022300573588 0.030365821025 0.048497580578 "
-        "0.035650995187"
+        "0.019042123647 0.030365821025 0.022300573588 0.030365821025 0.048497580578 0.035650995187"
     )
     np.testing.assert_allclose(d[0, :6], first, rtol=0, atol=6e-13)
     assert d.shape == (6, 52)
