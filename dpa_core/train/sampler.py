@@ -1,0 +1,112 @@
+"""Batches drawn from a data set: seeded, mixing systems and sizes, resumable anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpa_core.errors import DataError
+
+AUTO_ATOMS = 32  # DeePMD: "auto" means "auto:32"
+
+
+def batch_limits(batch_size: int | str, nframes: int) -> tuple[int, int]:
+    """Limits (frames, atoms) of a batch; it is closed when either is reached.
+
+    Parameters
+    ----------
+    batch_size
+        Frames, or "auto:N" for at least N atoms.
+    nframes
+        Frames of the data set: no batch is larger.
+    """
+    if isinstance(batch_size, int):
+        return min(batch_size, nframes), np.iinfo(np.int64).max
+    _, _, atoms = batch_size.partition(":")
+    return nframes, int(atoms or AUTO_ATOMS)
+
+
+class BatchSampler:
+    """An endless stream of frames, cut into batches.
+
+    The stream is one random permutation of the data set after another, the permutation of
+    epoch k depending on (seed, k) only; so epoch and position are its whole state. A batch
+    may reach into the next epoch, so no batch is a small rest.
+
+    Parameters
+    ----------
+    natoms
+        (nframes,) atoms of every frame.
+    batch_size
+        Frames, or "auto:N" for as many frames as hold at least N atoms.
+    seed
+        Seed of the permutations.
+
+    Raises
+    ------
+    DataError
+        The data set is empty.
+    """
+
+    def __init__(self, natoms: NDArray[np.int64], batch_size: int | str, seed: int) -> None:
+        if len(natoms) == 0:
+            raise DataError("the training data hold no frame; check training_data.systems")
+        self.natoms = np.asarray(natoms, dtype=np.int64)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.position = 0
+        self._order = self._permutation(0)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.natoms))
+
+    def next(self) -> list[int]:
+        """Numbers of the frames of the next batch."""
+        max_frames, max_atoms = batch_limits(self.batch_size, len(self.natoms))
+        batch: list[int] = []
+        atoms = 0
+        while len(batch) < max_frames and atoms < max_atoms:
+            if self.position == len(self.natoms):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._permutation(self.epoch)
+            batch.append(int(self._order[self.position]))
+            atoms += int(self.natoms[batch[-1]])
+            self.position += 1
+        return batch
+
+    def steps(self, numb_epoch: float) -> int:
+        """Count the steps of `numb_epoch` passes over the data, as the first pass goes."""
+        fresh = BatchSampler(self.natoms, self.batch_size, self.seed)
+        count = frames = 0
+        while frames < len(self.natoms):
+            frames += len(fresh.next())
+            count += 1
+        return max(1, math.ceil(numb_epoch * len(self.natoms) * count / frames))
+
+    def state_dict(self) -> dict[str, int]:
+        """State for a checkpoint."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` was taken."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._permutation(self.epoch)
+
+
+def in_order(natoms: NDArray[np.int64], batch_size: int | str) -> Iterator[list[int]]:
+    """Every frame once, in order, in batches of at most the size asked for (validation)."""
+    max_frames, max_atoms = batch_limits(batch_size, len(natoms))
+    batch: list[int] = []
+    atoms = 0
+    for k, size in enumerate(natoms.tolist()):
+        batch.append(k)
+        atoms += size
+        if len(batch) >= max_frames or atoms >= max_atoms:
+            yield batch
+            batch, atoms = [], 0
+    if batch:
+        yield batch
