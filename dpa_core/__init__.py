@@ -1,1 +1,32 @@
-"""The potential: data, model, training, evaluation."""
+"""The potential: data, model, training, evaluation.
+
+`load_model` and `DPACalculator` are what most users need; both are imported on first use, so
+that importing this package stays instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpa_core.calculator import DPACalculator
+    from dpa_core.interchange.native import load_model, save_model
+
+__all__ = ["DPACalculator", "load_model", "save_model"]
+
+_HOME = {
+    "DPACalculator": "dpa_core.calculator",
+    "load_model": "dpa_core.interchange.native",
+    "save_model": "dpa_core.interchange.native",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
