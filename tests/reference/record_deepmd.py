@@ -168,6 +168,7 @@ def statistics(config: dict) -> dict[str, Any]:
     data = model.serialize()
     return {
         "model": config,
+        "frames": statistics_frames(mixed),
         "davg": data["descriptor"]["@variables"]["davg"][:, 0].tolist(),
         "dstd": data["descriptor"]["@variables"]["dstd"][:, 0].tolist(),
         "out_bias": data["@variables"]["out_bias"].reshape(-1).tolist(),
@@ -222,6 +223,7 @@ def main(target: Path) -> None:
         "models": models,
         "electron_configurations": electron_configurations(),
         "statistics": [statistics(config) for config in STATISTICS],
+        "loss_inputs": loss_tensors(),
         "losses": losses(),
         "schedules": schedules(),
     }
