@@ -56,10 +56,17 @@ class StepOP(OP):
             raise (TransientError if transient else FatalError)(str(error)) from error
         return OPIO({"folder": outdir})
 
+    def handle_outputs(self, outputs: dict[str, Any], symlink: bool = False) -> None:
+        """Hand the folder over: on one machine a link to it, in a pod a copy."""
+        super().handle_outputs(outputs, symlink=symlink or STEPS_FOLDER in os.environ)
+
 
 def _resolve(reference: Any, artifacts: Any) -> str:
     """Turn "artifact:sub/path" into a path; absolute paths stay."""
     if Path(reference).is_absolute():
         return str(reference)
     name, _, path = str(reference).partition(":")
-    return str((Path(artifacts[name]) / path).resolve())
+    folder = artifacts[name]
+    # dflow wraps each member of a dictionary of artifacts in a list
+    folder = folder[0] if isinstance(folder, list) else folder
+    return str((Path(folder) / path).resolve())

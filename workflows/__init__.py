@@ -1,0 +1,1 @@
+"""What runs when: the pipeline file, its graph, the backends and the `dpaflow` command."""
