@@ -51,8 +51,8 @@ def run_bias(inputs: BiasInputs, config: BiasConfig, outdir: Path) -> BiasRun:
         Mode and frames.
     outdir
         Receives `model.safetensors` and `bias.json`: mode, frames, bias before and after per
-        element (eV), RMSE of the energy per atom before and after (eV), and the groups of
-        elements that the compositions cannot tell apart.
+        element (eV), RMSE of the energy per atom before and after (eV/atom; null for `set`),
+        and the groups of elements that the compositions cannot tell apart.
 
     Raises
     ------

@@ -89,7 +89,7 @@ class CollectReport(NamedTuple):
 
 class _Kept(NamedTuple):
     dataset: Dataset
-    index: int
+    number: int
     row: _Row
     name: str
     formula: str
@@ -99,20 +99,28 @@ class _Row:
     """Tally of one source."""
 
     def __init__(self, label: str, path: str) -> None:
-        self.label, self.path = label, path
-        self.files = self.found = self.kept = self.duplicates = 0
+        self.label = label
+        self.path = path
+        self.files = 0
+        self.found = 0
+        self.kept = 0
+        self.duplicates = 0
         self.bad: list[dict[str, str]] = []
-        self.rejected: dict[str, list[str]] = defaultdict(list)
+        self.rejected: dict[str, list[str]] = {name: [] for name in FILTERS}
         self.parts: Counter[str] = Counter()
 
     def as_dict(self) -> dict[str, Any]:
-        numbers = {name: len(self.rejected[name]) for name in FILTERS}
-        parts = {name: self.parts[name] for name in (*PARTS, "unused")}
         return {
-            "source": self.label, "path": self.path, "files": self.files, "found": self.found,
-            "unreadable": len(self.bad), **numbers, "duplicates": self.duplicates,
-            "kept": self.kept, **parts,
-        }  # fmt: skip
+            "source": self.label,
+            "path": self.path,
+            "files": self.files,
+            "found": self.found,
+            "unreadable": len(self.bad),
+            **{name: len(self.rejected[name]) for name in FILTERS},
+            "duplicates": self.duplicates,
+            "kept": self.kept,
+            **{name: self.parts[name] for name in (*PARTS, "unused")},
+        }
 
 
 def collect(inputs: CollectInputs, config: CollectConfig, outdir: Path) -> CollectReport:
@@ -198,28 +206,52 @@ def _frames(place: Path | None, source: Source, row: _Row) -> Iterator[tuple[Dat
     """Readable frames of a source; what cannot be read is noted in `row.bad`."""
     from dpa_core.data import open_dataset
 
-    for path in _matches(place, source.path):
+    for path, fmt in _systems(place, source, row):
         row.files += 1
         try:
-            dataset = open_dataset([path], fmt=source.format)
+            dataset = open_dataset([path], fmt=fmt)
+            if len(dataset) == 0:
+                raise DataError("holds no frames")
         except (DataError, OSError) as error:
-            row.bad.append({"name": str(path), "reason": str(error)})
+            row.bad.append({"name": path, "reason": _reason(path, error)})
             continue
         for index in range(len(dataset)):
             try:
                 frame = dataset[index]
             except (DataError, OSError) as error:
-                row.bad.append({"name": dataset.name(index), "reason": str(error)})
+                name = dataset.name(index)
+                row.bad.append({"name": name, "reason": _reason(name, error)})
                 continue
             yield dataset, index, frame
+
+
+def _systems(place: Path | None, source: Source, row: _Row) -> Iterator[tuple[str, str | None]]:
+    """Every file or folder that holds frames, with its format: one bad file spoils no other."""
+    from dpa_core.data import find_systems
+
+    for path in _matches(place, source.path):
+        try:
+            yield from find_systems(path, source.format)
+        except (DataError, OSError) as error:
+            row.files += 1
+            row.bad.append({"name": str(path), "reason": _reason(str(path), error)})
+
+
+def _reason(name: str, error: Exception) -> str:
+    return str(error).removeprefix(name).lstrip(": ")
 
 
 def _matches(place: Path | None, pattern: str) -> list[Path]:
     if place is not None:
         return [place]
-    found = sorted(Path(path) for path in glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207 (absolute patterns)
+    path = Path(pattern).expanduser()
+    if path.exists():
+        return [path]
+    found = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (absolute ones)
     if not found:
-        raise DataError(f"sources: no file matches {pattern!r} (seen from {Path.cwd()})")
+        raise DataError(
+            f"sources: nothing matches {pattern!r}, seen from {Path.cwd()}; check the path"
+        )
     return found
 
 
@@ -239,7 +271,7 @@ def _type_map(kept: list[_Kept], config: CollectConfig) -> tuple[str, ...]:
 
 
 def _elements(item: _Kept) -> list[str]:
-    counts = item.dataset.counts([item.index])[0]
+    counts = item.dataset.counts([item.number])[0]
     return [e for e, n in zip(item.dataset.type_map, counts, strict=True) if n]
 
 
@@ -251,7 +283,7 @@ def _write_part(items: list[_Kept], type_map: tuple[str, ...], outdir: Path) -> 
 
     def frames() -> Iterator[Frame]:
         for item in items:
-            frame = item.dataset[item.index]
+            frame = item.dataset[item.number]
             lookup = np.array(
                 [type_map.index(e) if e in type_map else -1 for e in item.dataset.type_map]
             )
@@ -279,7 +311,7 @@ def _report(
         "table": table,
         "bad": [item for row in rows for item in row.bad],
         "rejected": {
-            row.label: {name: names[:EXAMPLES] for name, names in row.rejected.items()}
+            row.label: {name: names[:EXAMPLES] for name, names in row.rejected.items() if names}
             for row in rows
         },
         "label_conflicts": {"count": len(conflicts), "examples": conflicts[:EXAMPLES]},

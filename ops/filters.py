@@ -81,14 +81,9 @@ def _too_close(frame: Frame, elements: list[str], filters: Filters) -> bool:
     longest = max(filters.min_distance or 0.0, 2 * float(radius.max()))
     if longest == 0.0:
         return False
-    i, j, shift = neighbor_pairs(frame.coord, frame.box, longest)
-    if len(i) == 0:
-        return False
-    vectors = frame.coord[j] - frame.coord[i]
-    if frame.box is not None:
-        vectors = vectors + shift @ frame.box
+    i, j, _, distance = neighbor_pairs(frame.coord, frame.box, longest)
     limit = np.maximum(filters.min_distance or 0.0, radius[i] + radius[j])
-    return bool((np.linalg.norm(vectors, axis=1) < limit).any())
+    return bool((distance < limit).any())
 
 
 def fingerprint(frame: Frame, elements: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INK = "#22303c"
 COLORS = ("#2563a6", "#d1603d", "#3a8f5c", "#8a5aa8", "#b8892b", "#4a9aa8", "#a8456b", "#6b7280")
 SCATTER_LIMIT = 3000
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 130, "savefig.bbox": "tight", "font.size": 9, "axes.titlesize": 9.5,
     "axes.edgecolor": "#9aa5b1", "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -70,71 +70,70 @@ def parity_figure(
     panels = _panels(result, shifted)
     figure, axes = new_figure(len(panels), 3.5 * len(panels), 3.4)
     for ax, panel in zip(axes, panels, strict=True):
-        _parity(ax, **panel)
+        _parity(ax, panel)
     figure.suptitle(title, fontsize=10, fontweight="bold")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(png(figure))
     return temporary.replace(path)
 
 
-def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[dict[str, Any]]:
-    panels = []
+class _Panel(NamedTuple):
+    """Labels x and predictions y of one quantity; `refit`: predictions after a bias refit."""
+
+    name: str
+    unit: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    refit: NDArray[np.float64] | None = None
+
+    def error(self, values: NDArray[np.float64]) -> str:
+        rmse = float(np.sqrt(np.mean((values - self.x) ** 2)))
+        return f"{1000 * rmse:.3g} m{self.unit}"
+
+
+def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[_Panel]:
     natoms = result.natoms
-    known = np.isfinite(result.energy_ref)
-    if known.any():
-        panels.append({
-            "name": "energy", "unit": "eV/atom", "error_unit": "meV/atom",
-            "x": (result.energy_ref / natoms)[known], "y": (result.energy_pred / natoms)[known],
-            "second": None if shifted is None else (shifted / natoms)[known],
-        })  # fmt: skip
-    pairs = {
-        "force": ("eV/Å", "meV/Å", result.force_ref, result.force_pred, 1.0),
-        "virial": ("eV/atom", "meV/atom", result.virial_ref, result.virial_pred,
-                   natoms.reshape(-1, 1, 1)),
-    }  # fmt: skip
-    for name, (unit, error_unit, x, y, scale) in pairs.items():
-        if x is None or y is None or np.size(x) == 0:
-            continue
-        x, y = np.ravel(x / scale), np.ravel(y / scale)
-        known = np.isfinite(x)
+    virial_atoms = natoms[:, None, None]
+    candidates = (
+        ("energy", "eV/atom", result.energy_ref / natoms, result.energy_pred / natoms),
+        ("force", "eV/Å", result.force_ref, result.force_pred),
+        ("virial", "eV/atom", result.virial_ref / virial_atoms, result.virial_pred / virial_atoms),
+    )
+    panels = []
+    for name, unit, reference, predicted in candidates:
+        known = np.isfinite(reference)
         if known.any():
-            panels.append({
-                "name": name, "unit": unit, "error_unit": error_unit, "x": x[known],
-                "y": y[known], "second": None,
-            })  # fmt: skip
+            refit = None if name != "energy" or shifted is None else (shifted / natoms)[known]
+            panels.append(_Panel(name, unit, reference[known], predicted[known], refit))
     return panels
 
 
-def _parity(
-    ax: Axes,
-    name: str,
-    unit: str,
-    error_unit: str,
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    second: NDArray[np.float64] | None,
-) -> None:
-    def error(values: NDArray[np.float64]) -> str:
-        return f"{1000 * float(np.sqrt(np.mean((values - x) ** 2))):.3g} {error_unit}"
-
-    title = f"{name}: RMSE {error(y)}"
+def _parity(ax: Axes, panel: _Panel) -> None:
+    x, y, refit = panel.x, panel.y, panel.refit
+    title = f"{panel.name}: RMSE {panel.error(y)}"
     shown = [x, y]
     if len(x) > SCATTER_LIMIT:
         ax.hexbin(x, y, gridsize=70, bins="log", mincnt=1, cmap="viridis", linewidths=0.1)
     else:
         ax.scatter(x, y, s=9, alpha=0.6, color=COLORS[0], linewidths=0, label="as it is")
-    if second is not None:
-        ax.scatter(x, second, s=9, alpha=0.6, color=COLORS[1], linewidths=0, label="bias refitted")
+    if refit is not None:
+        ax.scatter(x, refit, s=9, alpha=0.6, color=COLORS[1], linewidths=0, label="bias refitted")
         ax.legend(loc="upper left", fontsize=8, markerscale=1.6, handletextpad=0.2)
-        title += f"\nafter bias refit {error(second)}"
-        shown.append(second)
+        title += f"\nafter bias refit {panel.error(refit)}"
+        shown.append(refit)
     low = min(float(values.min()) for values in shown)
     high = max(float(values.max()) for values in shown)
     margin = 0.04 * (high - low) or 0.1
     limits = (low - margin, high + margin)
     ax.plot(limits, limits, color="#6b7280", linewidth=0.8, zorder=0.5)
-    ax.set(xlim=limits, ylim=limits, aspect="equal", title=title,
-           xlabel=f"reference {name}, {unit}", ylabel=f"predicted {name}, {unit}")  # fmt: skip
+    ax.set(
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+        title=title,
+        xlabel=f"reference {panel.name}, {panel.unit}",
+        ylabel=f"predicted {panel.name}, {panel.unit}",
+    )
 
 
 def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:

@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from dpa_core.config import Config
 from dpa_core.errors import DataError
 from ops.files import write_json
+from ops.filters import reduced_formula
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
@@ -58,8 +59,8 @@ def run_test(inputs: TestInputs, config: RunTestConfig, outdir: Path) -> dict[st
     -------
     dict[str, Any]
         The content of `results.json`: "results" is a list with one entry for each pair: model,
-        data, overall (metrics, see `dpa_core.evaluate.Metrics`), systems (name -> metrics),
-        refit (null, or rmse_e, mae_e in eV/atom after the refit and the shift per element, eV).
+        data, overall (metrics, see `dpa_core.evaluate.Metrics`), systems and formulas (name ->
+        metrics), refit (null, or rmse_e, mae_e in eV/atom and the shift per element in eV).
 
     Raises
     ------
@@ -123,8 +124,46 @@ def _test_pair(
     return {
         "overall": result.overall.to_json(),
         "systems": {name: metrics.to_json() for name, metrics in result.systems.items()},
+        "formulas": formula_errors(result, dataset.counts(), model.type_map),
         "refit": refit,
     }
+
+
+def formula_errors(
+    result: TestResult, counts: NDArray[np.int64], type_map: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Pool errors over frames of one reduced formula.
+
+    Returns
+    -------
+    dict
+        Formula -> nframes, rmse_e (eV/atom), rmse_f (eV/Å), rmse_v (eV/atom).
+    """
+    formulas = np.array([_formula(row, type_map) for row in counts])
+    of_atom = np.repeat(formulas, result.natoms)
+    energy = (result.energy_pred - result.energy_ref) / result.natoms
+    force = result.force_pred - result.force_ref
+    virial = (result.virial_pred - result.virial_ref) / result.natoms[:, None, None]
+    return {
+        str(name): {
+            "nframes": int((formulas == name).sum()),
+            "rmse_e": _rmse(energy[formulas == name]),
+            "rmse_f": _rmse(force[of_atom == name]),
+            "rmse_v": _rmse(virial[formulas == name]),
+        }
+        for name in np.unique(formulas)
+    }
+
+
+def _formula(counts: NDArray[np.int64], type_map: Sequence[str]) -> str:
+    return reduced_formula(
+        [name for name, n in zip(type_map, counts, strict=True) for _ in range(n)]
+    )
+
+
+def _rmse(error: NDArray[np.float64]) -> float | None:
+    known = error[np.isfinite(error)]
+    return float(np.sqrt(np.mean(known**2))) if known.size else None
 
 
 def refit_energy(

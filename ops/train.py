@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt
 import dpa_core.errors
 from dpa_core.config import (
     DataConfig,
+    DPA1Config,
     FinetuneConfig,
     ModelConfig,
     TrainConfig,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from dpa_core.data import Dataset
 
 FROM_INPUTS = "(from the step's inputs)"
+TASK, FAILURE = "torchrun.json", "torchrun-error-{}.json"
 logger = logging.getLogger(__name__)
 
 
@@ -90,7 +93,7 @@ class TrainRun(NamedTuple):
         Last model and the one with the smallest validation error.
     summary
         The content of `run.json`: train_frames, valid_frames, finetuned, seed, draw_seed,
-        type_map, steps, seconds, model, best, metrics.
+        type_map, elements (of the data), architecture, steps, seconds, model, best, metrics.
     """
 
     model: Path
@@ -117,15 +120,25 @@ def run_train(inputs: TrainInputs, config: RunTrainConfig, outdir: Path) -> Trai
     ConfigError, DataError, ModelFileError, NumericalError
         As `dpa_core.train.train`.
     """
+    from dpa_core.train import train
+
     outdir = outdir.resolve()
     outdir.mkdir(parents=True, exist_ok=True)
     resolved, facts = resolve(inputs, config, outdir)
-    if config.nproc == 1:
-        _train_here(resolved, facts, outdir)
-    else:
-        _train_distributed(resolved, facts, outdir, config.nproc)
-    summary = read_json(outdir / "run.json")
-    return TrainRun(outdir / summary["model"], outdir / summary["best"], summary)
+    if config.nproc > 1:
+        _run_torchrun(resolved, outdir, config.nproc)
+    # a run that torchrun has finished is returned as it is
+    done = train(resolved, outdir, resume=True)
+    summary = {
+        **facts,
+        "model": done.model.name,
+        "best": done.best.name,
+        "steps": done.steps,
+        "seconds": done.seconds,
+        "metrics": done.metrics,
+    }
+    write_json(outdir / "run.json", summary)
+    return TrainRun(done.model, done.best, summary)
 
 
 def resolve(
@@ -168,6 +181,8 @@ def resolve(
         "seed": config.training.seed,
         "draw_seed": config.draw_seed,
         "type_map": list(resolved.model.type_map),
+        "elements": sorted(elements),
+        "architecture": _architecture(resolved.model),
     }
     return resolved, facts
 
@@ -226,6 +241,12 @@ def _model(config: RunTrainConfig, pretrained: str | None, elements: set[str]) -
     return document
 
 
+def _architecture(model: ModelConfig) -> str:
+    if isinstance(model.descriptor, DPA1Config):
+        return f"DPA-1, {model.descriptor.attn_layer} attention layers"
+    return "DeepPot-SE"
+
+
 def _draw(dataset: Dataset, count: int, seed: int, outdir: Path) -> Path:
     from dpa_core.data import write_mixed
 
@@ -240,28 +261,14 @@ def _draw(dataset: Dataset, count: int, seed: int, outdir: Path) -> Path:
     return target
 
 
-def _train_here(config: TrainConfig, facts: dict[str, Any], outdir: Path) -> None:
-    from dpa_core.train import train
-
-    result = train(config, outdir, resume=True)
-    summary = {
-        **facts,
-        "model": Path(result.model).name,
-        "best": Path(result.best).name,
-        "steps": result.steps,
-        "seconds": result.seconds,
-        "metrics": result.metrics,
-    }
-    write_json(outdir / "run.json", summary)
-
-
-def _train_distributed(config: TrainConfig, facts: dict[str, Any], outdir: Path, n: int) -> None:
-    task = outdir / "torchrun.json"
-    failure = outdir / "torchrun-error.json"
-    failure.unlink(missing_ok=True)
-    write_json(task, {"config": config.model_dump(mode="json"), "facts": facts})
+def _run_torchrun(config: TrainConfig, outdir: Path, nproc: int) -> None:
+    """Train in `nproc` processes; an error of one of them is raised here as its own class."""
+    task = outdir / TASK
+    for old in outdir.glob(FAILURE.format("*")):
+        old.unlink()
+    write_json(task, config.model_dump(mode="json"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={n}", "-m", "ops.train", str(task)]
+    command += [f"--nproc-per-node={nproc}", "-m", "ops.train", str(task)]
     process = subprocess.Popen(command)
     stopped = []
 
@@ -279,25 +286,24 @@ def _train_distributed(config: TrainConfig, facts: dict[str, Any], outdir: Path,
         process.terminate()
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
-    if failure.exists():
-        told = read_json(failure)
-        raise getattr(dpa_core.errors, told["class"])(told["message"])
     if stopped:
         sys.exit(128 + signal.SIGTERM)
+    for failure in sorted(outdir.glob(FAILURE.format("*"))):
+        told = read_json(failure)
+        raise getattr(dpa_core.errors, told["class"])(told["message"])
     if code != 0:
-        raise RuntimeError(f"torchrun with {n} processes ended with exit code {code}")
+        raise RuntimeError(f"torchrun with {nproc} processes ended with exit code {code}")
 
 
 def _worker(task: Path) -> int:
     """One process of a torchrun run."""
-    document = read_json(task)
-    outdir = task.parent
+    from dpa_core.train import train
+
     try:
-        config = parse_config(TrainConfig, document["config"], str(task))
-        _train_here(config, document["facts"], outdir)
+        train(parse_config(TrainConfig, read_json(task), str(task)), task.parent, resume=True)
     except DPAError as error:
         told = {"class": type(error).__name__, "message": str(error)}
-        write_json(outdir / "torchrun-error.json", told)
+        write_json(task.parent / FAILURE.format(os.environ.get("RANK", "0")), told)
         return error.exit_code
     return 0
 

@@ -1,0 +1,341 @@
+"""One self-contained HTML page about a pipeline: results, curves, figures, data, timings."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import logging
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
+
+from dpa_core.config import Config
+from dpa_core.errors import DPAError
+from ops.files import read_json, write_text
+from ops.report_tables import best_row, result_tables, three_digits, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_CURVES = 12
+PACKAGES = ("dpaflow", "torch", "numpy", "ase", "dpdata", "pydflow", "matplotlib")
+logger = logging.getLogger(__name__)
+
+
+class CurvePoint(Config):
+    """One run of a sample-efficiency curve."""
+
+    model: str
+    """Name of the model in the test results."""
+    kind: str
+    """Name of the curve, e.g. "finetuned"."""
+    frames: PositiveInt
+    """Training frames."""
+
+
+class ReportConfig(Config):
+    """What the page says and shows."""
+
+    title: str = "dpaflow report"
+    """Name of the pipeline."""
+    verdict: str | None = None
+    """A sentence for the head of the page; written from the results when left out."""
+    curves: tuple[CurvePoint, ...] | None = None
+    """Runs of the sample-efficiency curves; found from the runs when left out."""
+    embedding: str | None = None
+    """Step whose model's type embedding is shown; left out: the training on most elements."""
+    max_parity: NonNegativeInt = 12
+    """Largest number of parity plots."""
+    n_permutations: PositiveInt = 2000
+    """Shuffles of the test for periodic order."""
+
+
+class ReportInputs(NamedTuple):
+    """Step name -> its output folder; the files in a folder tell what the step was."""
+
+    artifacts: Mapping[str, Path]
+
+
+class _Steps(NamedTuple):
+    """What was found in the artifacts, by step name."""
+
+    collects: dict[str, Any]
+    runs: dict[str, Any]
+    curves: dict[str, dict[str, NDArray[np.float64]]]
+    biases: dict[str, Any]
+    results: list[dict[str, Any]]
+    timings: list[dict[str, Any]]
+
+
+def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Path:
+    """Write `report.html`: one file, no external resources.
+
+    Parameters
+    ----------
+    inputs
+        Output folders of the steps (collect, train, bias, test). What is missing is left out.
+    config
+        Title and choices.
+    outdir
+        Receives `report.html`.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    import jinja2
+
+    steps = _read_steps(inputs.artifacts)
+    tables = result_tables(steps.results, steps.runs)
+    context = {
+        "title": config.title,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "verdict": config.verdict or verdict(tables),
+        "cards": _cards(steps, tables),
+        "tables": tables,
+        "efficiency": _efficiency(steps, config),
+        "learning": _learning(steps),
+        "parity": _parity(inputs.artifacts, steps, config.max_parity),
+        "collects": steps.collects,
+        "biases": steps.biases,
+        "embedding": _embedding(inputs.artifacts, steps, config),
+        "timings": steps.timings,
+        "versions": _versions(),
+        "usage": _usage(inputs.artifacts, steps, tables),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = three_digits
+    page = environment.get_template("report.html").render(context)
+    return write_text(outdir / "report.html", page)
+
+
+def _read_steps(artifacts: Mapping[str, Path]) -> _Steps:
+    steps = _Steps({}, {}, {}, {}, [], [])
+    for name, folder in artifacts.items():
+        for file, target in (
+            ("collect.json", steps.collects),
+            ("run.json", steps.runs),
+            ("bias.json", steps.biases),
+        ):
+            if (folder / file).exists():
+                target[name] = read_json(folder / file)
+        if (folder / "lcurve.csv").exists():
+            steps.curves[name] = read_lcurve(folder / "lcurve.csv")
+        if (folder / "results.json").exists():
+            entries = read_json(folder / "results.json")["results"]
+            steps.results.extend({**entry, "step": name} for entry in entries)
+        if (folder / "status.json").exists():
+            status = read_json(folder / "status.json")
+            steps.timings.append({"step": name, **status})
+    return steps
+
+
+def read_lcurve(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Read `lcurve.csv` as columns; empty cells are NaN."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = rows[0].keys() if rows else []
+    return {name: np.array([_float(row[name]) for row in rows]) for name in names}
+
+
+def _float(text: str | None) -> float:
+    return float(text) if text else math.nan
+
+
+def _cards(steps: _Steps, tables: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Key numbers of the head: value, unit, what it is."""
+    cards = []
+    for table in tables[:3]:
+        if best := best_row(table):
+            row, (_, metric, unit), value = best
+            cards.append(
+                (three_digits(value), unit, f"{metric} on {table['data']}: {row['model']}")
+            )
+    kept = sum(document["table"][-1]["kept"] for document in steps.collects.values())
+    if kept:
+        cards.append((f"{kept:,}".replace(",", " "), "frames", "collected"))
+    elements = {e for document in steps.collects.values() for e in document["type_map"]}
+    if elements:
+        cards.append((str(len(elements)), "elements", _shorten(sorted(elements))))
+    seconds = sum(status.get("elapsed") or 0.0 for status in steps.timings)
+    if seconds:
+        cards.append((*duration(seconds), f"in {len(steps.timings)} steps"))
+    return cards
+
+
+def _shorten(names: list[str]) -> str:
+    return " ".join(names) if len(names) <= 12 else " ".join(names[:11]) + " …"
+
+
+def duration(seconds: float) -> tuple[str, str]:
+    """Return a length of time as number and unit."""
+    if seconds < 120:
+        return f"{seconds:.0f}", "s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f}", "min"
+    return f"{seconds / 3600:.1f}", "h"
+
+
+def _kind(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return run.get("finetuned"), run.get("train_frames"), run.get("architecture")
+
+
+def _representatives(names: Iterable[str], steps: _Steps) -> list[str]:
+    """Leave out runs that differ from an earlier one in their seed only."""
+    seen, chosen = set(), []
+    for name in names:
+        key = _kind(steps.runs[name]) if name in steps.runs else name
+        if key not in seen:
+            seen.add(key)
+            chosen.append(name)
+    return chosen
+
+
+def _learning(steps: _Steps) -> dict[str, Any] | None:
+    from ops.plots import learning_figure
+
+    names = _representatives([n for n, c in steps.curves.items() if "step" in c], steps)
+    if not names:
+        return None
+    figure = learning_figure({name: steps.curves[name] for name in names[:MAX_CURVES]})
+    return {"image": _image(figure), "left": len(steps.curves) - len(names[:MAX_CURVES])}
+
+
+def _efficiency(steps: _Steps, config: ReportConfig) -> list[str]:
+    """Figures of force RMSE against training frames, one for each test set that has a curve."""
+    from ops.plots import efficiency_figure
+
+    points = config.curves if config.curves is not None else _find_points(steps)
+    by_model = {point.model: point for point in points}
+    images = []
+    for data in dict.fromkeys(entry["data"] for entry in steps.results):
+        series: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        zero_shot = None
+        for entry in (e for e in steps.results if e["data"] == data):
+            error = entry["overall"].get("rmse_f")
+            point = by_model.get(entry["model"])
+            if error is not None and point is not None:
+                series[point.kind][point.frames].append(error)
+            elif error is not None and zero_shot is None:
+                run = steps.runs.get(entry["model"])
+                zero_shot = error if run is not None and not run["finetuned"] else None
+        if any(len(curve) > 1 for curve in series.values()):
+            images.append(_image(efficiency_figure(series, zero_shot, data)))
+    return images
+
+
+def _find_points(steps: _Steps) -> list[CurvePoint]:
+    """Finetuned runs, and runs from scratch on as few frames as one of those."""
+    sizes = {run["train_frames"] for run in steps.runs.values() if run["finetuned"]}
+    several = len({run.get("architecture") for run in steps.runs.values()}) > 1
+    points = []
+    for name, run in steps.runs.items():
+        if run["train_frames"] not in sizes:
+            continue
+        kind = "finetuned" if run["finetuned"] else "from scratch"
+        if several:
+            kind += f", {run.get('architecture')}"
+        points.append(CurvePoint(model=name, kind=kind, frames=run["train_frames"]))
+    return points
+
+
+def _parity(artifacts: Mapping[str, Path], steps: _Steps, limit: int) -> dict[str, Any]:
+    models = _representatives(dict.fromkeys(entry["model"] for entry in steps.results), steps)
+    images: list[tuple[str, str]] = []
+    for entry in steps.results:
+        name = f"{entry['model']}--{entry['data']}"
+        path = artifacts[entry["step"]] / f"parity-{name}.png"
+        if entry["model"] in models and path.exists() and len(images) < limit:
+            images.append((name.replace("--", " on "), _data_uri(path.read_bytes())))
+    return {"images": images, "left": len(steps.results) - len(images)}
+
+
+def _embedding(
+    artifacts: Mapping[str, Path], steps: _Steps, config: ReportConfig
+) -> dict[str, Any] | None:
+    from ops.embedding import embedding_pca, periodic_order_test, place_in_table
+    from ops.plots import embedding_figure
+
+    name = config.embedding or max(
+        steps.runs,
+        key=lambda n: (len(steps.runs[n]["type_map"]), not steps.runs[n]["finetuned"]),
+        default=None,
+    )
+    if name is None or (path := _model_file(artifacts, steps, name)) is None:
+        return None
+    from dpa_core.interchange.native import load_model
+
+    try:
+        model = load_model(path)
+    except DPAError as error:
+        logger.warning("no type embedding in the report: %s", error)
+        return None
+    elements = steps.runs.get(name, {}).get("elements")
+    pca = embedding_pca(model, elements)
+    if pca is None:
+        return None
+    places = [place_in_table(element) for element in pca.elements]
+    figure = embedding_figure(pca.points, pca.elements, places, pca.explained)
+    order = periodic_order_test(model, config.n_permutations, 0, elements)
+    return {"step": name, "image": _image(figure), "order": order}
+
+
+def _model_file(artifacts: Mapping[str, Path], steps: _Steps, name: str) -> Path | None:
+    """Return the best model of a training, or the model of another step."""
+    if name not in artifacts:
+        return None
+    best = steps.runs.get(name, {}).get("best")
+    candidates = [*([best] if best else []), "model-best.safetensors", "model.safetensors"]
+    paths = [artifacts[name] / file for file in candidates]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _usage(
+    artifacts: Mapping[str, Path], steps: _Steps, tables: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Model file and elements for the code example: the best one of the last test."""
+    names = [best[0]["model"] for table in reversed(tables) if (best := best_row(table))]
+    names += list(steps.runs)
+    for name in names:
+        if path := _model_file(artifacts, steps, name):
+            elements = steps.runs.get(name, {}).get("type_map", [])
+            return {"model": name, "path": f"{artifacts[name].name}/{path.name}",
+                    "elements": elements}  # fmt: skip
+    return None
+
+
+def _versions() -> list[tuple[str, str]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = [("Python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _image(figure: Figure) -> str:
+    from ops.plots import png
+
+    return _data_uri(png(figure))
+
+
+def _data_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
