@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict  # noqa: UP035  (dflow compares with typing.Dict)
+from typing import Any
 
-from dflow.python import OP, OPIO, Artifact, BigParameter, FatalError, OPIOSign, TransientError
+from dflow.python import (
+    OP,
+    OPIO,
+    Artifact,
+    BigParameter,
+    FatalError,
+    NestedDict,
+    OPIOSign,
+    TransientError,
+)
 
 from dpa_core.config import parse_config
 from ops import base
@@ -31,7 +40,7 @@ class StepOP(OP):
         """Artifacts by name, and the request whose inputs refer to them as "name:path"."""
         return OPIOSign(
             {
-                "artifacts": Artifact(Dict[str, Path], optional=True),  # noqa: UP006
+                "artifacts": Artifact(NestedDict[Path], optional=True),
                 "request": BigParameter(dict),
             }
         )

@@ -1,0 +1,359 @@
+"""Run a graph on this machine through dflow's debug mode, without its wrong-result bugs.
+
+What is known to go wrong there, and why it cannot happen here:
+
+- A failed step restarts with its old script and parameters: folders of steps that did not
+  succeed, or whose fingerprint changed, are deleted with everything downstream (`prune`).
+- Two masters on one folder: the run folder is locked, and so is every step's.
+- Retries and time limits are ignored: `ops.base.run_step` does them.
+- DAG and continue_on_* drop steps silently: the graph is Steps of parallel steps, without them.
+- The status says Succeeded or stays Running: only the steps' own status files are believed.
+- Equal keys or output names mix results: keys are checked, a step has one output folder.
+
+dflow itself runs in a process of its own (`workflows.backends.master`), whose chatter goes to
+a log file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from dpa_core.errors import ConfigError, DPAError
+from ops.base import STOP_GRACE, Status, read_status, write_json
+from workflows.pipeline import Node, downstream, fingerprints
+from workflows.schema import Execution
+
+WORKFLOW = "pipeline"
+POLL = 0.25
+LOCK_PATIENCE = 5.0
+"""Seconds a new run waits for one that is just ending."""
+
+
+class RunFolder(NamedTuple):
+    """Where things are in the folder of a run."""
+
+    root: Path
+
+    @property
+    def steps(self) -> Path:
+        """One folder for each step, named by its key."""
+        return self.root / "steps"
+
+    @property
+    def dflow(self) -> Path:
+        """Working directory of dflow."""
+        return self.root / ".dflow"
+
+    @property
+    def plan(self) -> Path:
+        """The graph, execution settings and fingerprints as JSON."""
+        return self.root / ".dflow" / "plan.json"
+
+    @property
+    def log(self) -> Path:
+        """What dflow printed."""
+        return self.root / ".dflow" / "dflow.log"
+
+    @property
+    def pipeline(self) -> Path:
+        """The pipeline with absolute paths; `resume` reads it."""
+        return self.root / "pipeline.yaml"
+
+
+class StepState(NamedTuple):
+    """A step as it is now: "waiting", or the state of its status file."""
+
+    node: Node
+    state: str
+    status: Status | None
+
+
+class RunError(DPAError):
+    """A step of a pipeline failed or the run was stopped."""
+
+
+class Result(NamedTuple):
+    """How a run ended; `stopped` is True after Ctrl-C or SIGTERM."""
+
+    states: list[StepState]
+    stopped: bool
+
+    @property
+    def succeeded(self) -> bool:
+        """True if every step did."""
+        return all(step.state == "succeeded" for step in self.states)
+
+
+def run(
+    nodes: Sequence[Node],
+    execution: Execution,
+    folder: RunFolder,
+    watch: Callable[[list[StepState]], None] | None = None,
+) -> Result:
+    """Run all steps that are not yet done; returns when nothing runs any more.
+
+    Parameters
+    ----------
+    nodes
+        The graph, see `workflows.pipeline.plan`.
+    execution
+        Parallelism, threads, time limit, retries.
+    folder
+        The run's folder; what earlier runs finished there is kept if still valid.
+    watch
+        Called several times a second with the state of every step.
+
+    Raises
+    ------
+    ConfigError
+        If another process runs this folder.
+    """
+    with locked(folder):
+        prints = fingerprints(nodes)
+        prune(nodes, prints, folder)
+        folder.steps.mkdir(parents=True, exist_ok=True)
+        plan = {
+            "nodes": [node._asdict() for node in nodes],
+            "execution": execution.model_dump(mode="json"),
+            "fingerprints": prints,
+        }
+        write_json(folder.plan, plan)
+        done = Result(read_states(folder, live=True), stopped=False)
+        if done.succeeded:
+            return done
+        with _stop_flag() as flag:
+            return _supervise(folder, execution, flag, watch or (lambda _: None))
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock, or raise ConfigError."""
+    from filelock import FileLock, Timeout
+
+    folder.dflow.mkdir(parents=True, exist_ok=True)
+    owner = folder.dflow / "owner"
+    lock = FileLock(folder.dflow / "lock", timeout=LOCK_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        pid = owner.read_text(encoding="utf-8") if owner.exists() else "?"
+        raise ConfigError(
+            f"{folder.root} is being run by process {pid}; watch it with "
+            f"`dpaflow status {folder.root}`, or choose another folder with --out"
+        ) from error
+    try:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def is_running(folder: RunFolder) -> bool:
+    """Return whether a process holds the run's lock."""
+    from filelock import FileLock, Timeout
+
+    if not folder.dflow.is_dir():
+        return False
+    try:
+        with FileLock(folder.dflow / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def read_states(folder: RunFolder, *, live: bool) -> list[StepState]:
+    """Return the state of every step of the last plan.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    live
+        Whether a process is at work; if not, what says "running" was interrupted.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run.
+    """
+    try:
+        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder.root} is not the folder of a run (no {folder.plan.name}); "
+            "start one with `dpaflow run pipeline.yaml --out FOLDER`"
+        ) from error
+    states = []
+    for item in plan["nodes"]:
+        node = Node(**item)
+        status = read_status(folder.steps / node.key)
+        if status is not None and status.fingerprint != plan["fingerprints"][node.key]:
+            status = None
+        if status is None:
+            status = _failed_start(folder, node)
+        state = "waiting" if status is None else str(status.state)
+        if state == "running" and not live:
+            state = "interrupted"
+        states.append(StepState(node, state, status))
+    return states
+
+
+def _failed_start(folder: RunFolder, node: Node) -> Status | None:
+    """Status of a step that dflow gave up before our code could write one."""
+    place = folder.dflow / WORKFLOW / node.key
+    if _read(place / "phase") != "Failed":
+        return None
+    lines = _read(place / "log.txt").strip().splitlines()
+    reason = f"did not start: {lines[-1] if lines else 'no message'} (see {place / 'log.txt'})"
+    return Status(node.key, node.op, "failed", reason=reason, kind="fatal")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def prune(nodes: Sequence[Node], prints: dict[str, str], folder: RunFolder) -> set[str]:
+    """Delete what may not be used again; return the keys of the steps to run.
+
+    A step is kept if it succeeded with the very same fingerprint, according to its own status
+    file and to dflow, and if everything it reads is kept. The folder of an unfinished step of
+    the same fingerprint stays: a training continues from its checkpoint.
+    """
+    workflow = folder.dflow / WORKFLOW
+    stale = {node.key for node in nodes if not _done(node.key, prints, folder)}
+    stale = downstream(nodes, stale)
+    keep = {node.key for node in nodes} - stale
+    for path in workflow.iterdir() if workflow.is_dir() else ():
+        if path.name not in keep:
+            _remove(path)
+    _remove(folder.dflow / "upload")
+    for node in nodes:
+        outdir = folder.steps / node.key
+        status = read_status(outdir)
+        unfinished = status is not None and status.state != "succeeded"
+        if node.key in stale and not (unfinished and _same(outdir, prints[node.key])):
+            _remove(outdir)
+    if workflow.is_dir():
+        # dflow refuses a folder whose recorded master looks alive; process 0 never does
+        (workflow / "pid").write_text("0", encoding="utf-8")
+        (workflow / "status").write_text("Stopped", encoding="utf-8")
+    return stale
+
+
+def _done(key: str, prints: dict[str, str], folder: RunFolder) -> bool:
+    status = read_status(folder.steps / key)
+    if status is None or status.state != "succeeded" or status.fingerprint != prints[key]:
+        return False
+    return _read(folder.dflow / WORKFLOW / key / "phase") == "Succeeded"
+
+
+def _same(outdir: Path, fingerprint: str) -> bool:
+    status = read_status(outdir)
+    return status is not None and status.fingerprint == fingerprint
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _Flag:
+    """Set by SIGINT and SIGTERM."""
+
+    def __init__(self) -> None:
+        self.stop = False
+
+    def raise_it(self, _signum: int, _frame: FrameType | None) -> None:
+        self.stop = True
+
+
+@contextmanager
+def _stop_flag() -> Iterator[_Flag]:
+    flag = _Flag()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, flag.raise_it) for number in signals]
+    try:
+        yield flag
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _environment(folder: RunFolder, execution: Execution) -> dict[str, str]:
+    """Environment of the master: dflow reads its settings when it is imported."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DFLOW_")}
+    threads = str(execution.threads)
+    return {
+        **kept,
+        "DFLOW_MODE": "debug",
+        "DFLOW_DEBUG_WORKDIR": str(folder.dflow),
+        "DFLOW_DEBUG_POOL_WORKERS": str(execution.parallel),
+        "DFLOW_DETECT_EMPTY_DIR": "false",
+        "DPAFLOW_STEPS": str(folder.steps),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _supervise(
+    folder: RunFolder,
+    execution: Execution,
+    flag: _Flag,
+    watch: Callable[[list[StepState]], None],
+) -> Result:
+    with folder.log.open("ab") as log:
+        master = subprocess.Popen(
+            [sys.executable, "-m", "workflows.backends.master", str(folder.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(folder, execution),
+            start_new_session=True,
+        )
+    try:
+        while master.poll() is None and not flag.stop:
+            watch(read_states(folder, live=True))
+            time.sleep(POLL)
+    finally:
+        _end_group(master)
+    states = read_states(folder, live=False)
+    watch(states)
+    return Result(states, stopped=flag.stop)
+
+
+def _end_group(master: subprocess.Popen[Any]) -> None:
+    """End the master and its workers; steps get time to save their state."""
+    deadline = time.monotonic() + STOP_GRACE + 5
+    _signal_group(master.pid, signal.SIGTERM)
+    while time.monotonic() < deadline:
+        master.poll()
+        if not _signal_group(master.pid, 0):
+            return
+        time.sleep(0.1)
+    _signal_group(master.pid, signal.SIGKILL)
+    master.wait()
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a process group; False if it has no member left."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""The process in which dflow runs: `python -m workflows.backends.master RUN`.
+
+Started by `workflows.backends.local` with dflow's settings in the environment; its exit code
+means nothing, the steps' status files tell how they ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from workflows.backends.local import POLL, WORKFLOW, RunFolder
+from workflows.pipeline import Node, to_dflow
+from workflows.schema import Execution
+
+
+def watch_parent(parent: int) -> None:
+    """End this process group once the supervising process is gone."""
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os.killpg(0, signal.SIGTERM)
+
+
+def main() -> None:
+    """Build the dflow Steps of the plan and run them."""
+    threading.Thread(target=watch_parent, args=(os.getppid(),), daemon=True).start()
+    folder = RunFolder(Path(sys.argv[1]))
+    plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    from dflow import Workflow
+
+    nodes = [Node(**item) for item in plan["nodes"]]
+    steps = to_dflow(nodes, Execution.model_validate(plan["execution"]), plan["fingerprints"])
+    Workflow(WORKFLOW, steps=steps, id=WORKFLOW).submit()
+
+
+if __name__ == "__main__":
+    main()
