@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 import dpa_core.errors
 from dpa_core.config import (
@@ -26,6 +25,7 @@ from dpa_core.config import (
 )
 from dpa_core.errors import DataError, DPAError
 from ops.files import read_json, write_json
+from ops.split import draw
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
@@ -48,11 +48,20 @@ class ModelSettings(ModelConfig):
     """Names of the types; left out: the pretrained model's and those of the data."""
 
 
+class DataSettings(DataConfig):
+    """Batches; the systems are the step's inputs unless given."""
+
+    systems: tuple[str, ...] = Field((FROM_INPUTS,), min_length=1)
+    """Folders or files; those of the step's inputs when left out."""
+
+
 class TrainingSettings(TrainingConfig):
     """The run; the systems are the step's inputs unless given."""
 
-    training_data: DataConfig = DataConfig(systems=(FROM_INPUTS,))
+    training_data: DataSettings = DataSettings()
     """Batch size and, by hand, systems."""
+    validation_data: DataSettings | None = None
+    """Batch size and, by hand, systems of the validation."""
 
 
 class FinetuneSettings(FinetuneConfig):
@@ -233,11 +242,14 @@ def _model(config: RunTrainConfig, pretrained: str | None, elements: set[str]) -
             f"the training data hold {', '.join(new)}, which model.type_map {list(known)} does "
             "not name; add them or leave type_map out"
         )
+    type_map = [*known, *new]
+    if pretrained:
+        from dpa_core.finetune import remap_config
+
+        # what belongs to a type (excluded pairs, preset biases, sel) follows its name
+        model = remap_config(model, type_map)
     document = model.model_dump(mode="json")
-    if pretrained and new and isinstance(model.descriptor.sel, tuple):
-        # one number per type: those of new types are measured on the data
-        document["descriptor"]["sel"] = "auto"
-    document["type_map"] = [*known, *new]
+    document["type_map"] = type_map
     return document
 
 
@@ -250,13 +262,11 @@ def _architecture(model: ModelConfig) -> str:
 def _draw(dataset: Dataset, count: int, seed: int, outdir: Path) -> Path:
     from dpa_core.data import write_mixed
 
-    if count > len(dataset):
-        raise DataError(f"max_frames: {count} asked for, the training data hold {len(dataset)}")
-    chosen = np.random.default_rng(seed).permutation(len(dataset))[:count]
-    drawn = dataset.subset([int(k) for k in chosen])
+    chosen = draw(len(dataset), count, seed)
+    drawn = dataset.subset(chosen)
     target = outdir / "drawn"
     if not target.exists():  # a continued run keeps its frames
-        names = [dataset.name(int(k)) for k in chosen]
+        names = [dataset.name(k) for k in chosen]
         write_mixed((drawn[k] for k in range(count)), dataset.type_map, target, source=names)
     return target
 
