@@ -6,7 +6,7 @@ A set is a dictionary from a DeePMD array name (coord, box, energy, ...) to some
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,9 +124,13 @@ class ArraySystem(System):
         self.mixed = any("real_atom_types" in s for s in sets)
         # the sets' frames in order, each repeated as numb_copy says
         self._copies = [_copies(s) for s in sets]
-        lengths = [s.nframes if c is None else len(c) for s, c in zip(sets, self._copies, strict=True)]
+        lengths = [
+            s.nframes if c is None else len(c) for s, c in zip(sets, self._copies, strict=True)
+        ]
         self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.nframes = int(self._first[-1])
+        if self.nframes == 0:
+            raise DataError(f"{name}: zero frames; numb_copy.npy drops all of them")
         self._natoms: NDArray[np.int64] | None = None
         self._used: tuple[int, ...] | None = None
         if not self.mixed:
@@ -185,19 +189,40 @@ class ArraySystem(System):
     def energies(self, ks: NDArray[np.int64]) -> NDArray[np.float64]:
         """Energies of frames ks; only the energy arrays are read."""
         out = np.full(len(ks), np.nan)
-        for place, k in enumerate(ks):
-            part, row = self._locate(int(k))
-            energy = self._sets[part].row("energy", row)
-            if energy is not None:
-                out[place] = energy.reshape(())
+        for part, places, rows in self._groups(ks):
+            if "energy" in self._sets[part]:
+                out[places] = np.asarray(self._sets[part]["energy"][rows]).reshape(-1)
         return out
 
     def counts(self, ks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Atoms of every own type in frames ks."""
-        if self.mixed:
-            return super().counts(ks)
-        one = np.bincount(self._atype, minlength=len(self.names))
-        return np.tile(one, (len(ks), 1))
+        number = len(self.names)
+        out = np.zeros((len(ks), number), dtype=np.int64)
+        for part, places, rows in self._groups(ks):
+            if "real_atom_types" not in self._sets[part]:
+                out[places] = np.bincount(self._atype, minlength=number)
+                continue
+            array = self._sets[part]["real_atom_types"]
+            for start in range(0, len(rows), SCAN_ROWS):
+                types = array[rows[start : start + SCAN_ROWS]].reshape(-1, len(self._atype))
+                self._check_types(np.unique(types).astype(np.int64), array.where)
+                # one bin per (frame, type), the first of a frame for virtual atoms
+                bins = types.astype(np.int64) + 1 + (number + 1) * np.arange(len(types))[:, None]
+                table = np.bincount(bins.ravel(), minlength=(number + 1) * len(types))
+                block = places[start : start + SCAN_ROWS]
+                out[block] = table.reshape(len(types), number + 1)[:, 1:]
+        return out
+
+    def _groups(
+        self, ks: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """(set, places in ks, rows in the set) of frames ks."""
+        parts = np.searchsorted(self._first, ks, side="right") - 1
+        for part in np.unique(parts):
+            places = np.flatnonzero(parts == part)
+            rows = ks[places] - self._first[part]
+            copies = self._copies[part]
+            yield int(part), places, rows if copies is None else copies[rows]
 
     def natoms(self) -> NDArray[np.int64]:
         """Real atoms of every frame; mixed data are scanned once for virtual atoms."""

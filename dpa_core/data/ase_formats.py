@@ -169,13 +169,18 @@ def open_traj(path: Path) -> AtomsSystem:
 
     sizes, numbers = array("q"), array("h")
     try:
-        trajectory = Trajectory(path)
-        for atoms in trajectory:
-            sizes.append(len(atoms))
-            numbers.extend(atoms.numbers.tolist())
+        with Trajectory(path) as trajectory:
+            for atoms in trajectory:
+                sizes.append(len(atoms))
+                numbers.extend(atoms.numbers.tolist())
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{path}: not a readable ASE trajectory ({error})") from error
-    return AtomsSystem(path, sizes, numbers, trajectory.__getitem__)
+
+    def load(k: int) -> Atoms:
+        with Trajectory(path) as trajectory:
+            return trajectory[k]
+
+    return AtomsSystem(path, sizes, numbers, load)
 
 
 def open_db(path: Path) -> AtomsSystem:
@@ -193,10 +198,9 @@ def open_db(path: Path) -> AtomsSystem:
         row = database.get(id=ids[k])
         atoms = row.toatoms()
         for key, value in {**row.data, **row.key_value_pairs}.items():
-            if np.ndim(value) and len(value) == len(atoms) and np.size(value) != 9:
+            atoms.info[key] = value
+            if np.ndim(value) and len(value) == len(atoms):
                 atoms.arrays.setdefault(key, np.asarray(value))
-            else:
-                atoms.info[key] = value
         return atoms
 
     return AtomsSystem(path, sizes, numbers, load, [f"id {i}" for i in ids])
@@ -210,9 +214,14 @@ def _opener(path: Path) -> Callable[..., BinaryIO] | None:
     return gzip.open if magic[:2] == GZIP_MAGIC else None  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=4)
 def _unpack(path: Path) -> bytes:
-    """Content of a compressed file; the last few are kept, as it cannot be entered midway."""
+    """Content of a compressed file."""
+    return _unpacked(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _unpacked(path: Path, changed: int) -> bytes:
+    """Content as of the time `changed`; a few are kept, as they cannot be entered midway."""
     opener = _opener(path)
     if opener is None:
         return path.read_bytes()
@@ -274,7 +283,19 @@ def _species_column(comment: str, place: str) -> int:
 def _parse(text: bytes, where: str) -> Atoms:
     from ase.io.extxyz import XYZError, read_xyz
 
+    head, comment, rest = text.decode("utf-8", "replace").lstrip().split("\n", 2)
+    # ASE insists on nine numbers
+    comment = re.sub(r'(stress|virial)(="|=\{|=\[)([^"}\]]*)', _nine, comment, flags=re.IGNORECASE)
     try:
-        return next(iter(read_xyz(io.StringIO(text.decode("utf-8", "replace")), index=0)))
+        return next(iter(read_xyz(io.StringIO("\n".join((head, comment, rest))), index=0)))
     except (XYZError, ValueError, KeyError, IndexError, StopIteration) as error:
         raise DataError(f"{where}: not valid extxyz ({error})") from error
+
+
+def _nine(match: re.Match[str]) -> str:
+    """Voigt's xx yy zz yz xz xy as a full tensor; anything else as it was."""
+    words = match.group(3).replace(",", " ").split()
+    if len(words) != 6:
+        return match.group(0)
+    xx, yy, zz, yz, xz, xy = words
+    return f"{match.group(1)}{match.group(2)}{xx} {xy} {xz} {xy} {yy} {yz} {xz} {yz} {zz}"

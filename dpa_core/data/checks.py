@@ -80,7 +80,8 @@ def _check_finite(name: str, value: NDArray[np.float64] | float, where: str) -> 
         seen = np.atleast_1d(value)[place]
         at = "" if np.ndim(value) == 0 else f"[{', '.join(map(str, place))}]"
         raise DataError(
-            f"{where}: {name}{at} is {seen}; every number must be finite, remove or relabel this frame"
+            f"{where}: {name}{at} is {seen}; every number must be finite, remove or relabel "
+            "this frame"
         )
 
 
@@ -90,5 +91,5 @@ def _check_cell(box: NDArray[np.float64], where: str) -> None:
         raise DataError(
             f"{where}: the cell has a volume of {volume:.3g} Å³, box = {box.tolist()}; give three "
             "independent lattice vectors (rows, Å), or mark the system as non-periodic "
-            "(an empty file nopbc beside type.raw; pbc=\"F F F\" in extxyz)"
+            '(an empty file nopbc beside type.raw; pbc="F F F" in extxyz)'
         )

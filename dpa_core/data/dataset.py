@@ -111,14 +111,15 @@ class Dataset:
     @cached_property
     def systems(self) -> tuple[SystemInfo, ...]:
         """The systems that have frames here, in order."""
-        numbers = self._system_numbers
-        infos = []
-        for s in self._shown:
-            system = self._systems[s]
-            mine = np.flatnonzero(numbers == s)
-            largest = int(self.natoms[mine].max())
-            infos.append(SystemInfo(system.name, system.path, int(mine[0]), len(mine), largest))
-        return tuple(infos)
+        shown, first, place, number = np.unique(
+            self._system_numbers, return_index=True, return_inverse=True, return_counts=True
+        )
+        largest = np.zeros(len(shown), dtype=np.int64)
+        np.maximum.at(largest, place, self.natoms)
+        return tuple(
+            SystemInfo(self._systems[s].name, self._systems[s].path, int(k), int(n), int(atoms))
+            for s, k, n, atoms in zip(shown, first, number, largest, strict=True)
+        )
 
     @cached_property
     def system_index(self) -> NDArray[np.int64]:
@@ -130,7 +131,7 @@ class Dataset:
         return int(np.searchsorted(self._shown, self._locate(k)[0]))
 
     def subset(self, indices: ArrayLike) -> Dataset:
-        """Data set of the given frames, in the given order; nothing is copied."""
+        """Return the given frames, in the given order, as a data set; nothing is copied."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"subset: indices must lie in 0..{len(self) - 1}")

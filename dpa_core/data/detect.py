@@ -24,6 +24,17 @@ FORMATS = (
 )  # fmt: skip
 """Names `open_dataset(fmt=...)` takes."""
 
+ALIASES = {
+    "npy": "deepmd/npy", "mixed": "deepmd/npy/mixed", "hdf5": "deepmd/hdf5", "xyz": "extxyz",
+    "quip/gap/xyz": "extxyz", "s2ef": "oc20/s2ef", "traj": "ase/traj", "db": "ase/db",
+    "abacus/scf": "abacus", "abacus/md": "abacus",
+    "abacus/relax": "abacus", "qe/pw/scf": "qe/pw", "cp2k/output": "cp2k",
+    "cp2k/aimd_output": "cp2k", "gaussian/log": "gaussian", "gaussian/md": "gaussian",
+    "fhi_aims/scf": "fhi_aims", "fhi_aims/md": "fhi_aims", "siesta/output": "siesta",
+    "siesta/aimd_output": "siesta", "pwmat/output": "pwmat/movement",
+}  # fmt: skip
+"""Short names, and dpdata's names of what is one format here."""
+
 HEAD = 1 << 16
 """Bytes of a file that are looked at."""
 
@@ -75,6 +86,7 @@ def find_systems(path: str | Path, fmt: str | None = None) -> list[tuple[str, st
     DataError
         Nothing is there, or nothing readable.
     """
+    fmt = None if fmt is None else ALIASES.get(fmt, fmt)
     if fmt is not None and fmt not in FORMATS:
         raise DataError(f"fmt {fmt!r} is unknown; allowed: {', '.join(FORMATS)}")
     root = Path(str(path).partition("#")[0])
@@ -88,9 +100,7 @@ def find_systems(path: str | Path, fmt: str | None = None) -> list[tuple[str, st
         if kind is None:
             raise DataError(_unreadable(root))
         return _systems_in(path, kind)
-    found = [item for item in _search(root) if fmt is None or _same(item[1], fmt)]
-    if fmt == "oc20/s2ef/adsorption":
-        found = [(name, fmt) for name, _ in found]
+    found = [(name, fmt or kind) for name, kind in _search(root) if fmt is None or _same(kind, fmt)]
     if not found:
         raise DataError(
             f"{path}: holds no data{'' if fmt is None else f' of format {fmt}'}; "
@@ -156,7 +166,7 @@ def _head(path: Path) -> bytes:
 
 
 def _systems_in(path: str | Path, kind: str) -> list[tuple[str, str]]:
-    """The systems of one file of a known format."""
+    """List the systems of one file of a known format."""
     file = Path(path)
     if kind == "deepmd/hdf5":
         from dpa_core.data.hdf5 import find_groups

@@ -81,7 +81,8 @@ def _quiet(path: Path) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for message in {str(w.message) for w in caught if w.category is UserWarning}:
-        log.warning("%s: %s", path, message)
+        if "unsupported ibrav" not in message:  # checked in _cp_trajectory
+            log.warning("%s: %s", path, message)
     if printed.getvalue():
         log.debug("%s: %s", path, printed.getvalue().strip())
 
@@ -90,13 +91,30 @@ Read = Iterator[tuple[list[str], list[Frame]]]
 
 
 def _dpdata(path: Path | str, fmt: str) -> Read:
-    """Parse with dpdata's format class itself: LabeledSystem would rotate the cell."""
+    """Parse with dpdata's format class itself: LabeledSystem fails for left-handed cells."""
     import dpdata  # noqa: F401  registers the formats
     from dpdata.format import Format
 
-    found = Format.get_formats()[fmt]().from_labeled_system(str(path))
+    read = Format.get_formats()[fmt]().from_labeled_system
+    rotate = "rot_lower_triangular" in getattr(read, "post_func", ())
+    found = read(str(path))
     for data in found if isinstance(found, tuple | list) else [found]:
-        yield list(data.get("atom_names", ())), _frames(data, fmt)
+        frames = _frames(data, fmt)
+        yield list(data.get("atom_names", ())), [_rotated(f) for f in frames] if rotate else frames
+
+
+def _rotated(frame: Frame) -> Frame:
+    """Turn a right-handed cell to lower triangular, as in every data set made with dpdata."""
+    if frame.box is None or np.linalg.det(frame.box) <= 0:
+        return frame
+    q, r = np.linalg.qr(frame.box.T)
+    q = q * np.sign(np.diag(r))
+    return frame._replace(
+        coord=frame.coord @ q,
+        box=frame.box @ q,
+        force=None if frame.force is None else frame.force @ q,
+        virial=None if frame.virial is None else q.T @ frame.virial @ q,
+    )
 
 
 def _frames(data: Data, fmt: str) -> list[Frame]:
@@ -131,7 +149,7 @@ def _frames(data: Data, fmt: str) -> list[Frame]:
 
 
 def _abacus(path: Path, fmt: str) -> Read:
-    """The run whose log is given, through the INPUT beside its OUT.* folder."""
+    """Read the run whose log is given, through the INPUT beside its OUT.* folder."""
     kind = path.name.removeprefix("running_").removesuffix(".log")
     if kind == "scf" and re.search(r"convergence has not been achieved", _text(path), re.I):
         raise _unconverged(path)
@@ -142,7 +160,24 @@ def _abacus(path: Path, fmt: str) -> Read:
             f"structure file in {path.parent.parent}"
         )
     reader = {"scf": "abacus/scf", "md": "abacus/md"}.get(kind, "abacus/relax")
-    yield from _dpdata(folder, reader)
+    for names, frames in _dpdata(folder, reader):
+        if kind == "scf" and _left_handed(folder):
+            # dpdata inverts such a structure, but not its forces: invert it back
+            frames = [f._replace(coord=-f.coord, box=None if f.box is None else -f.box)
+                      for f in frames]  # fmt: skip
+        yield names, frames
+
+
+def _left_handed(folder: Path) -> bool:
+    """Whether the lattice vectors in the structure file of an ABACUS run are left-handed."""
+    inputs = (folder / "INPUT").read_text()
+    match = re.search(r"^\s*stru_file\s+(\S+)", inputs, re.MULTILINE)
+    text = (folder / (match.group(1) if match else "STRU")).read_text()
+    block = re.search(r"LATTICE_VECTORS[^\n]*\n((?:[^\n]*\n){3})", text)
+    if block is None:
+        return False
+    rows = [[float(x) for x in line.split()[:3]] for line in block.group(1).splitlines()]
+    return bool(np.linalg.det(rows) < 0)
 
 
 def abacus_folder(log_file: Path) -> Path | None:
@@ -174,7 +209,7 @@ def _pwscf(path: Path, fmt: str) -> Read:
 
 
 def cp_prefix(path: Path) -> Path | None:
-    """Common prefix of a cp.x trajectory (.in, .pos, .evp, .for), None if files are missing."""
+    """Find the prefix of a cp.x trajectory (.in, .pos, .evp, .for); None if files are missing."""
     for prefix in (path.with_suffix(""), path):
         if all(Path(f"{prefix}{end}").is_file() for end in (".in", ".pos", ".evp", ".for")):
             return prefix
@@ -185,6 +220,10 @@ def _cp_trajectory(path: Path, fmt: str) -> Read:
     prefix = cp_prefix(path)
     if prefix is None:
         raise DataError(f"{path}: a cp.x trajectory needs prefix.in, .pos, .evp and .for")
+    ibrav = re.search(r"ibrav\s*=\s*(-?\d+)", _text(Path(f"{prefix}.in")))
+    known = ibrav is not None and int(ibrav.group(1)) in (0, 1, 2, 3, -3)
+    if not known and not Path(f"{prefix}.cel").is_file():
+        raise DataError(f"{prefix}.cel is missing; it is needed for this ibrav")
     yield from _dpdata(prefix, fmt)
 
 
@@ -207,7 +246,7 @@ def _cp2k(path: Path, fmt: str) -> Read:
             f"{path}: an MD run needs its trajectory *pos*.xyz beside the log, found "
             f"{len(tracks)}; print MOTION/PRINT/TRAJECTORY and FORCES"
         )
-    for data in Cp2kSystems(str(path), str(tracks[0]), False):
+    for data in Cp2kSystems(str(path), str(tracks[0]), restart=False):
         yield list(data["atom_names"]), _cp2k_converged(path, _frames(data, fmt), outcome)
 
 
@@ -230,10 +269,12 @@ def _cp2k_converged(path: Path, frames: list[Frame], outcome: list[bool]) -> lis
 
 
 def _gaussian(path: Path, fmt: str) -> Read:
-    if "Convergence criterion not met" in _text(path):
+    text = _text(path)
+    if "Convergence criterion not met" in text:
         raise _unconverged(path)
-    # the MD reader takes every step that has forces, one in a single-point run
-    yield from _dpdata(path, "gaussian/md")
+    dynamics = re.search(r"^ #.*\b(?:ADMP|BOMD)\b", text, re.MULTILINE | re.IGNORECASE)
+    # otherwise the last step: that of a single point, or the end of an optimisation
+    yield from _dpdata(path, "gaussian/md" if dynamics else "gaussian/log")
 
 
 def _siesta(path: Path, fmt: str) -> Read:

@@ -33,6 +33,9 @@ class HDF5Array:
             import h5py
 
             self._data = h5py.File(self._path, "r")[self._name]
+        if isinstance(rows, np.ndarray):  # h5py wants ascending rows, each once
+            wanted, place = np.unique(rows, return_inverse=True)
+            return np.asarray(self._data[wanted])[place]
         return np.asarray(self._data[rows])
 
 

@@ -48,6 +48,9 @@ UNITS: dict[str, dict[str, float]] = {
 }  # fmt: skip
 UNITS["virial"] = UNITS["atom_energy"] = UNITS["energy"]
 
+PER_ATOM = ("forces", "energies", "stresses", "charges", "magmoms")
+"""Results of an ASE calculator with one row per atom."""
+
 VACUUM = 100.0
 """Å. Empty space added along a direction that is not periodic while others are."""
 
@@ -101,17 +104,14 @@ def _values(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
     for key, value in results.items():
         if value is None:
             continue
-        if np.ndim(value) and len(value) == len(atoms) and key in ("forces", "energies"):
-            arrays[key] = value
-        else:
-            info[key] = value
+        (arrays if key in PER_ATOM else info)[key] = value
     return info, arrays
 
 
 def _label(
     label: str, values: Mapping[str, Any], info: Mapping[str, Any], where: str
 ) -> NDArray[np.float64] | None:
-    """The label in DeePMD's unit, None if no key names it."""
+    """Read a label in DeePMD's unit, None if no key names it."""
     key = find_key(label, values)
     if key is None:
         return None
@@ -123,7 +123,7 @@ def _label(
 
 
 def find_key(label: str, keys: Mapping[str, Any]) -> str | None:
-    """The key that holds a label: marked keys first, then by the order of `BASES`."""
+    """Choose the key that holds a label: marked keys first, then by the order of `BASES`."""
     ranked = []
     for key in keys:
         words = key.lower().replace("-", "_").split("_")
@@ -178,7 +178,7 @@ def _box(atoms: Atoms) -> NDArray[np.float64] | None:
     if not atoms.pbc.any():
         return None
     box = np.array(atoms.cell.array, dtype=np.float64)
-    if atoms.pbc.all():
+    if atoms.pbc.all() or not box[atoms.pbc].any(axis=1).all():
         return box
     from ase.geometry import complete_cell
 

@@ -35,15 +35,17 @@ class NpyArray:
                 self.shape, fortran, dtype = read(stream)
                 offset = stream.tell()
         except (ValueError, OSError) as error:
-            raise DataError(f"{path}: not a readable .npy file ({error}); write it again") from error
+            raise DataError(
+                f"{path}: not a readable .npy file ({error}); write it again"
+            ) from error
         if dtype.kind not in "fiub":
             raise DataError(f"{path}: holds {dtype}, expected numbers")
         size = path.stat().st_size
         expected = offset + dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
         if size < expected:
             raise DataError(
-                f"{path}: truncated, {size} bytes on disk, {expected} needed for shape {self.shape} "
-                f"of {dtype}; copy or write it again"
+                f"{path}: truncated, {size} bytes on disk, {expected} needed for shape "
+                f"{self.shape} of {dtype}; copy or write it again"
             )
         self._layout: dict[str, Any] = {
             "dtype": dtype, "shape": self.shape, "offset": offset, "order": "F" if fortran else "C"
@@ -107,9 +109,7 @@ def open_npy(folder: Path, type_map: Sequence[str] | None = None) -> ArraySystem
         raise DataError(f"{folder}: type.raw is missing; it holds one type index per atom")
     names = _type_names(folder, type_map, mixed)
     periodic = not (folder / "nopbc").exists()
-    sets = [
-        ArraySet(str(s), a, len(atype), periodic) for s, a in zip(folders, arrays, strict=True)
-    ]
+    sets = [ArraySet(str(s), a, len(atype), periodic) for s, a in zip(folders, arrays, strict=True)]
     return ArraySystem(str(folder), folder, names, atype, sets, periodic)
 
 

@@ -89,5 +89,5 @@ class MemorySystem(System):
         return tuple(sorted({int(t) for f in self._frames for t in np.unique(f.atype)}))
 
     def natoms(self) -> NDArray[np.int64]:
-        """Number of atoms of every frame."""
+        """Count the atoms of every frame."""
         return np.array([len(f.atype) for f in self._frames], dtype=np.int64)

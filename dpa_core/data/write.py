@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -82,7 +81,7 @@ def write_mixed(
         staging.chmod(0o755)
         if outdir.exists():
             outdir.rmdir()
-        os.replace(staging, outdir)
+        staging.replace(outdir)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -121,9 +120,7 @@ def _group(
     return groups
 
 
-def _write_system(
-    items: Sequence[Item], type_map: Sequence[str], folder: Path, dtype: str
-) -> None:
+def _write_system(items: Sequence[Item], type_map: Sequence[str], folder: Path, dtype: str) -> None:
     first = items[0][0]
     data = folder / "set.000"
     data.mkdir(parents=True)
