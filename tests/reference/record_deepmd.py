@@ -24,8 +24,9 @@ from cases import SYSTEMS, cases
 from deepmd.dpmodel.utils.learning_rate import BaseLR
 from deepmd.pt.loss.ener import EnergyStdLoss
 from deepmd.pt.model.model import EnergyModel, get_model
+from deepmd.utils.argcheck import normalize
 from deepmd.utils.econf_embd import electronic_configuration_embedding
-from record_inputs import LOSSES, SCHEDULES, STATISTICS, loss_tensors, statistics_frames
+from record_inputs import INPUTS, LOSSES, SCHEDULES, STATISTICS, loss_tensors, statistics_frames
 
 # Class defaults that differ from ours or from the JSON defaults.
 DEFAULTS = {"dpa1": {"type_one_side": False}, "se_e2_a": {"type_one_side": False}}
@@ -226,6 +227,7 @@ def main(target: Path) -> None:
         "loss_inputs": loss_tensors(),
         "losses": losses(),
         "schedules": schedules(),
+        "inputs": [{"given": i, "normal": normalize(copy.deepcopy(i))} for i in INPUTS],
     }
     target.write_text(compact(recorded))
 

@@ -78,6 +78,23 @@ SCHEDULES = [
 ]  # fmt: skip
 
 
+MINIMAL_INPUT = {
+    "model": {"type_map": ["O", "H"], "fitting_net": {}},
+    "learning_rate": {"start_lr": 1e-3, "stop_lr": 1e-8},
+    "loss": {},
+    "training": {"training_data": {"systems": ["a"]}, "numb_steps": 10},
+}
+INPUTS = [
+    MINIMAL_INPUT | {"model": MINIMAL_INPUT["model"] | {"descriptor": {"type": kind}}, **more}
+    for kind, more in (
+        ("dpa1", {}),
+        ("se_atten", {"optimizer": {"type": "AdamW"}}),
+        ("se_atten_v2", {"learning_rate": {"type": "wsd", "start_lr": 1e-3, "stop_lr": 1e-5}}),
+        ("se_e2_a", {"learning_rate": {"type": "cosine", "start_lr": 1e-3, "stop_lr": 1e-5}}),
+    )
+]
+
+
 def loss_tensors() -> tuple[dict[str, Any], dict[str, Any]]:
     """Predictions and labels of two frames of three atoms."""
     sizes = {"energy": (2,), "force": (2, 3, 3), "virial": (2, 3, 3), "atom_energy": (2, 3)}
