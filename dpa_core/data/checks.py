@@ -74,15 +74,15 @@ def check_frame(frame: Frame, where: str) -> Frame:
 
 
 def _check_finite(name: str, value: NDArray[np.float64] | float, where: str) -> None:
-    bad = np.argwhere(~np.isfinite(np.atleast_1d(value)))
-    if len(bad):
-        place = tuple(int(x) for x in bad[0])
-        seen = np.atleast_1d(value)[place]
-        at = "" if np.ndim(value) == 0 else f"[{', '.join(map(str, place))}]"
-        raise DataError(
-            f"{where}: {name}{at} is {seen}; every number must be finite, remove or relabel "
-            "this frame"
-        )
+    finite = np.isfinite(value)
+    if finite.all():
+        return
+    place = tuple(int(x) for x in np.argwhere(~np.atleast_1d(finite))[0])
+    seen = np.atleast_1d(value)[place]
+    at = "" if np.ndim(value) == 0 else f"[{', '.join(map(str, place))}]"
+    raise DataError(
+        f"{where}: {name}{at} is {seen}; every number must be finite, remove or relabel this frame"
+    )
 
 
 def _check_cell(box: NDArray[np.float64], where: str) -> None:

@@ -214,9 +214,21 @@ def _search(root: Path) -> list[tuple[str, str]]:
                     continue
                 seen_prefixes.add(prefix)
                 found.append((str(prefix), kind))
+            elif kind == "deepmd/hdf5":
+                found.extend(_groups(folder / file))
             else:
-                found.extend(_systems_in(folder / file, kind))
+                found.append((str(folder / file), kind))
     return found
+
+
+def _groups(file: Path) -> list[tuple[str, str]]:
+    """Systems of an HDF5 file met in a search; a broken file is left for `open_system`."""
+    from dpa_core.data.hdf5 import find_groups
+
+    try:
+        return [(name, "deepmd/hdf5") for name in find_groups(file)]
+    except DataError:
+        return [(str(file), "deepmd/hdf5")]
 
 
 def _detect_quietly(path: Path) -> str | None:

@@ -54,7 +54,8 @@ class NpyArray:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         if self._map is None:
-            self._map = np.memmap(self._path, mode="r", **self._layout)
+            # a plain view of the map: rows of an np.memmap are slow to make
+            self._map = np.memmap(self._path, mode="r", **self._layout).view(np.ndarray)
         return self._map[rows]
 
 

@@ -108,3 +108,18 @@ def test_hdf5_of_dpdata(tmp_path: Path) -> None:
     assert open_dataset([next(g for g in groups if g != group)])[0].box is None
     with pytest.raises(DataError, match="has no group /nothing"):
         open_dataset([f"{file}#/nothing"])
+
+
+def test_broken_hdf5_does_not_hide_its_neighbours(tmp_path: Path) -> None:
+    import h5py
+
+    write_system(tmp_path / "good")
+    with h5py.File(tmp_path / "other.h5", "w") as file:  # no deepmd data: passed over
+        file["x"] = [1, 2]
+    assert len(find_systems(tmp_path)) == 1
+    (tmp_path / "broken.hdf5").write_bytes((tmp_path / "other.h5").read_bytes()[:900])
+    assert len(find_systems(tmp_path)) == 2
+    with pytest.raises(DataError, match=r"broken\.hdf5: not a readable HDF5 file"):
+        open_dataset([tmp_path])
+    with pytest.raises(DataError, match=r"other\.h5: no group with type\.raw"):
+        open_dataset([tmp_path / "other.h5"])
