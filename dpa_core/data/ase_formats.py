@@ -96,7 +96,7 @@ def open_extxyz(path: Path, labels: list[str] | None = None) -> AtomsSystem:
     DataError
         The file is truncated, malformed or names an unknown element.
     """
-    packed = _opener(path) is not None
+    packed = is_compressed(path)
     stream: BinaryIO = io.BytesIO(_unpack(path)) if packed else path.open("rb")
     with stream:
         offsets, sizes, numbers = _scan(stream, str(path))
@@ -132,8 +132,7 @@ def open_s2ef(path: Path, adsorption: bool = False) -> AtomsSystem:
     table = s2ef_table(path)
     if table is None:
         raise DataError(f"{path}: its table {path.name.replace('.extxyz', '.txt')} is missing")
-    text = _unpack(table) if _opener(table) else table.read_bytes()
-    lines = [line.rsplit(",", 1) for line in text.decode().splitlines() if line.strip()]
+    lines = [line.rsplit(",", 1) for line in _unpack(table).decode().splitlines() if line.strip()]
     if len(lines) != system.nframes:
         raise DataError(f"{table}: {len(lines)} lines for {system.nframes} frames of {path.name}")
     try:
@@ -204,6 +203,11 @@ def open_db(path: Path) -> AtomsSystem:
         return atoms
 
     return AtomsSystem(path, sizes, numbers, load, [f"id {i}" for i in ids])
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file is compressed by xz or gzip."""
+    return _opener(path) is not None
 
 
 def _opener(path: Path) -> Callable[..., BinaryIO] | None:

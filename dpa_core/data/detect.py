@@ -193,17 +193,23 @@ def _abacus_logs(inputs: Path) -> list[Path]:
 def _search(root: Path) -> list[tuple[str, str]]:
     """Systems below a folder, in the order of their paths."""
     found: list[tuple[str, str]] = []
-    for name, subfolders, files in os.walk(root):
+    visited: set[Path] = set()
+    for name, subfolders, files in os.walk(root, followlinks=True):
         folder = Path(name)
+        if folder.resolve() in visited:  # a link back to a folder already searched
+            subfolders.clear()
+            continue
+        visited.add(folder.resolve())
         subfolders.sort()
         if is_npy_system(folder):
             subfolders[:] = [s for s in subfolders if not s.startswith("set.")]
             found.append((name, "deepmd/npy"))
             continue
         kinds = {f: _detect_quietly(folder / f) for f in sorted(files)}
-        if "vasp/xml" in kinds.values():
+        if "OUTCAR" in kinds and "vasprun.xml" in kinds:
             # the same run twice; the XML has every step and more digits
-            kinds = {f: k for f, k in kinds.items() if k != "vasp/outcar"}
+            log.info("%s: passed over for vasprun.xml beside it", folder / "OUTCAR")
+            kinds["OUTCAR"] = None
         seen_prefixes = set()
         for file, kind in kinds.items():
             if kind is None or not _wanted(folder / file, kind, root):
@@ -241,8 +247,7 @@ def _detect_quietly(path: Path) -> str | None:
 def _wanted(path: Path, kind: str, root: Path) -> bool:
     """Whether a file met in a search is a system of its own."""
     if kind == "extxyz":
-        labelled = re.match(rb"\s*\d+[ \t]*\r?\n[^\n]*=", _head(path)) is not None
-        return labelled and b"Properties=" in _head(path).split(b"\n", 2)[1]
+        return b"properties=" in _head(path).lower().split(b"\n", 2)[1]
     if kind != "abacus":
         return True
     from dpa_core.data.dft import abacus_folder

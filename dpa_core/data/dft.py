@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dpa_core.data.ase_formats import is_compressed
 from dpa_core.data.labels import frame_from_atoms
 from dpa_core.data.system import MemorySystem
 from dpa_core.errors import DataError
@@ -49,6 +50,8 @@ def open_dft(path: Path, fmt: str) -> list[MemorySystem]:
     DataError
         The file cannot be parsed, or no frame of it is converged.
     """
+    if path.is_file() and is_compressed(path):
+        raise DataError(f"{path}: compressed output of a DFT code; unpack it first")
     systems = []
     try:
         with _quiet(path):

@@ -218,3 +218,12 @@ def test_formats_are_found_by_content(tmp_path: Path) -> None:
     assert found == {"a.dat": "extxyz", "b.dat": "ase/traj", "c.dat": "ase/db"}
     assert [Path(p).name for p, _ in find_systems(tmp_path, fmt="traj")] == ["b.dat"]
     assert len(open_dataset([tmp_path / "plain.xyz"])) == 1
+
+
+def test_search_follows_links_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "job").mkdir()
+    ase.io.write(tmp_path / "data" / "a.xyz", copper())
+    (tmp_path / "job" / "input").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    assert len(find_systems(tmp_path / "job")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpa_core.data import Dataset, open_dataset
+from dpa_core.data import Dataset, find_systems, open_dataset
 from dpa_core.errors import DataError
 
 from .helpers import message
@@ -109,6 +110,38 @@ def test_cp2k_that_did_not_converge(samples: Path, tmp_path: Path) -> None:
         open_dataset([path])
 
 
+def test_cp2k_md_leaves_out_the_step_that_failed(tmp_path: Path) -> None:
+    from dpa_core.data.dft import _cp2k_converged, _cp2k_outcomes
+    from dpa_core.frames import Frame
+
+    frames = [Frame(np.zeros((1, 3)), np.zeros(1, dtype=np.int64), energy=float(k)) for k in (0, 1)]
+    log = "*** SCF run converged in 9 steps ***\n*** SCF run NOT converged ***\n"
+    assert _cp2k_outcomes(log) == [True, False]
+    kept = _cp2k_converged(tmp_path / "log", frames, _cp2k_outcomes(log))
+    assert [f.energy for f in kept] == [0.0]
+    with pytest.raises(DataError, match="1 of 3 MD steps"):
+        _cp2k_converged(tmp_path / "log", frames, [True, False, True])
+    outer = log + "outer SCF loop converged in 2 iterations or 99 steps\n"
+    assert _cp2k_outcomes(outer) == [True]
+    outer = log + "outer SCF loop FAILED to converge after 5 iterations\n"
+    assert _cp2k_outcomes(outer) == [False]
+
+
+def test_gaussian_that_did_not_converge(samples: Path, tmp_path: Path) -> None:
+    source = samples / "gaussian/methane.gaussianlog"
+    line = " >>>>>>>>>> Convergence criterion not met.\n"
+    (tmp_path / "a.log").write_text(source.read_text() + line)
+    with pytest.raises(DataError, match=r"a\.log: not converged"):
+        open_dataset([tmp_path / "a.log"])
+
+
+def test_compressed_output(samples: Path, tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "OUTCAR.gz", "wb") as stream:
+        stream.write((samples / "vasp/OUTCAR.Ge.vdw").read_bytes())
+    with pytest.raises(DataError, match=r"OUTCAR\.gz: compressed output.*unpack"):
+        open_dataset([tmp_path])
+
+
 def test_pw_that_did_not_converge(samples: Path, tmp_path: Path) -> None:
     path = altered(
         samples / "qe/scf/01.out", tmp_path / "pw.out", r"!(    total energy)", r" \1"
@@ -185,6 +218,8 @@ def test_folders(samples: Path, tmp_path: Path) -> None:
     assert len(open_dataset([samples / "vasp/Ti-aimd-nwrite0"])) == 10  # OUTCAR is the same run
     assert len(open_dataset([samples / "qe/cp_traj_si"])) == 2
     assert len(open_dataset([samples / "cp2k/aimd_stress"])) == 1
+    vasp = {Path(name).name for name, _ in find_systems(samples / "vasp")}
+    assert {"OUTCAR.Ge.vdw", "6362_OUTCAR", "vasprun.h2o.md.novirial.xml"} < vasp
     qe = open_dataset([samples / "qe"])
     assert [s.nframes for s in qe.systems] == [2, 2, 50, 1, 1]
 
