@@ -267,7 +267,7 @@ def _attempt(request: StepRequest, outdir: Path, status: Status) -> Status:
     except BaseException:  # SIGTERM or Ctrl-C: whatever ends us ends the child, gently
         _stop(child)
         stopped = status._replace(state="interrupted", kind="interrupted", reason="interrupted")
-        write_json(outdir / STATUS, stopped._asdict())
+        write_json(outdir / STATUS, stopped._replace(elapsed=_since(status.started))._asdict())
         raise
     if timed_out:
         return status._replace(
@@ -277,6 +277,10 @@ def _attempt(request: StepRequest, outdir: Path, status: Status) -> Status:
             reason=f"still running after {request.timeout:g} s; raise execution.timeout",
         )
     return _verdict(status, outdir, child.returncode)
+
+
+def _since(moment: str) -> float:
+    return round((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds(), 3)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

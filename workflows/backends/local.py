@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from dpa_core.errors import ConfigError, DPAError
+from dpa_core.errors import ConfigError
 from ops.base import STOP_GRACE, Status, read_status, write_json
 from workflows.pipeline import Node, downstream, fingerprints
 from workflows.schema import Execution
@@ -79,10 +79,6 @@ class StepState(NamedTuple):
     status: Status | None
 
 
-class RunError(DPAError):
-    """A step of a pipeline failed or the run was stopped."""
-
-
 class Result(NamedTuple):
     """How a run ended; `stopped` is True after Ctrl-C or SIGTERM."""
 
@@ -100,6 +96,7 @@ def run(
     execution: Execution,
     folder: RunFolder,
     watch: Callable[[list[StepState]], None] | None = None,
+    text: str | None = None,
 ) -> Result:
     """Run all steps that are not yet done; returns when nothing runs any more.
 
@@ -113,6 +110,8 @@ def run(
         The run's folder; what earlier runs finished there is kept if still valid.
     watch
         Called several times a second with the state of every step.
+    text
+        The pipeline, to be kept as the run's pipeline.yaml.
 
     Raises
     ------
@@ -120,6 +119,8 @@ def run(
         If another process runs this folder.
     """
     with locked(folder):
+        if text is not None:
+            folder.pipeline.write_text(text, encoding="utf-8")
         prints = fingerprints(nodes)
         prune(nodes, prints, folder)
         folder.steps.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,13 @@ def run(
             return done
         with _stop_flag() as flag:
             return _supervise(folder, execution, flag, watch or (lambda _: None))
+
+
+def publish_report(folder: RunFolder) -> Path:
+    """Copy the report to the head of the run's folder and return its path."""
+    target = folder.root / "report.html"
+    shutil.copyfile(folder.steps / "report" / "report.html", target)
+    return target
 
 
 @contextmanager

@@ -1,0 +1,223 @@
+"""The `dpaflow` command: thin; what it does is elsewhere, and imported only when needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workflows.cli_model import app as model_app
+
+if TYPE_CHECKING:
+    from workflows.backends.local import RunFolder
+    from workflows.schema import Pipeline
+
+app = typer.Typer(
+    name="dpaflow",
+    help="From labelled frames to a tested potential: one YAML, one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(model_app, name="model")
+
+TEMPLATES = Path(__file__).parent / "templates"
+PipelineFile = Annotated[Path, typer.Argument(help="Pipeline YAML.")]
+Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"dpaflow {version('dpaflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the command."""
+    _Settings.debug = debug
+
+
+class _Settings:
+    debug = False
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path(),
+    template: Annotated[
+        str, typer.Option(help="demo, pretrain or finetune.", show_default=True)
+    ] = "pretrain",
+) -> None:
+    """Write an annotated pipeline.yaml to start from."""
+    from dpa_core.errors import ConfigError
+
+    names = sorted(path.stem for path in TEMPLATES.glob("*.yaml"))
+    if template not in names:
+        raise ConfigError(f"--template {template}: unknown; allowed: {', '.join(names)}")
+    target = folder / "pipeline.yaml"
+    if target.exists():
+        raise ConfigError(f"{target} exists; move it away or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write_text((TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8"), "utf-8")
+    typer.echo(f"wrote {target}; next: edit it, `dpaflow validate {target}`")
+
+
+@app.command()
+def validate(pipeline: PipelineFile) -> None:
+    """Check a pipeline file and list its steps; nothing is run."""
+    from workflows.pipeline import levels, plan
+    from workflows.schema import load_pipeline
+
+    nodes = plan(load_pipeline(pipeline))
+    for number, level in enumerate(levels(nodes), start=1):
+        typer.echo(f"{number}. {', '.join(node.key for node in level)}")
+    typer.echo(f"{pipeline}: valid, {len(nodes)} steps")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the pipeline file, for editors."""
+    import json
+
+    from workflows.schema import Pipeline
+
+    typer.echo(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def run(
+    pipeline: PipelineFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME if left out.")] = (
+        None
+    ),
+) -> None:
+    """Run a pipeline; steps that an earlier run into the same folder finished are kept."""
+    from workflows.backends.local import RunFolder
+    from workflows.schema import dump_pipeline, load_pipeline
+
+    loaded = load_pipeline(pipeline)
+    folder = RunFolder((out or Path("runs") / loaded.name).resolve())
+    text = f"# resolved from {pipeline.resolve()}\n{dump_pipeline(loaded)}"
+    _run(loaded, folder, text)
+
+
+@app.command()
+def resume(run: Run) -> None:
+    """Continue a run that failed or was stopped; only what is missing runs again."""
+    from dpa_core.errors import ConfigError
+    from workflows.backends.local import RunFolder
+    from workflows.schema import load_pipeline
+
+    folder = RunFolder(run.resolve())
+    if not folder.pipeline.exists():
+        raise ConfigError(f"{run}: no {folder.pipeline.name} in it; start with `dpaflow run`")
+    _run(load_pipeline(folder.pipeline), folder, None)
+
+
+def _run(pipeline: Pipeline, folder: RunFolder, text: str | None) -> None:
+    from rich.console import Console
+
+    from workflows import monitor
+    from workflows.backends import local
+    from workflows.pipeline import plan
+
+    nodes = plan(pipeline)
+    console = Console()
+    console.print(f"{pipeline.name}: {len(nodes)} steps in {folder.root}", soft_wrap=True)
+    with monitor.progress(folder, console) as watch:
+        result = local.run(nodes, pipeline.execution, folder, watch, text)
+    if not result.succeeded:
+        typer.echo(monitor.failure_report(result, folder), err=True)
+        raise typer.Exit(130 if result.stopped else 1)
+    typer.echo(monitor.summary(result.states))
+    typer.echo(f"report: {local.publish_report(folder)}")
+
+
+@app.command()
+def status(run: Run = Path()) -> None:
+    """Show the steps of a run."""
+    from rich.console import Console
+
+    from workflows import monitor
+    from workflows.backends.local import RunFolder, is_running, read_states
+
+    folder = RunFolder(run.resolve())
+    live = is_running(folder)
+    states = read_states(folder, live=live)
+    Console().print(monitor.table(states, folder))
+    done = all(step.state == "succeeded" for step in states)
+    if live:
+        typer.echo("running")
+    elif not done:
+        typer.echo(f"not running; continue with: dpaflow resume {run}")
+
+
+@app.command()
+def logs(
+    run: Run,
+    step: Annotated[str | None, typer.Argument(help="Key of the step, see status.")] = None,
+    lines: Annotated[int, typer.Option("-n", help="Last lines to show; 0 for all.")] = 50,
+) -> None:
+    """Show the log of a step; without a step, of those that failed or are running."""
+    import difflib
+
+    from dpa_core.errors import ConfigError
+    from ops.base import LOG
+    from workflows.backends.local import RunFolder, is_running, read_states
+
+    folder = RunFolder(run.resolve())
+    states = {s.node.key: s.state for s in read_states(folder, live=is_running(folder))}
+    if step is not None and step not in states:
+        close = difflib.get_close_matches(step, states, n=3)
+        raise ConfigError(f"no step {step!r}; {'did you mean' if close else 'there are'} "
+                          f"{', '.join(close or states)}")  # fmt: skip
+    chosen = [step] if step else [k for k, s in states.items() if s in ("failed", "running")]
+    for key in chosen:
+        path = folder.steps / key / LOG
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        typer.echo(f"==> {path} ({states[key]})")
+        typer.echo("\n".join(text.splitlines()[-lines:]))
+    if not chosen:
+        typer.echo(f"no step failed or is running; name one of: {', '.join(states)}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where runs would go.")] = Path(),
+) -> None:
+    """Check this machine: versions, torch, threads, disk, what is missing."""
+    from workflows.doctor import check, lines
+
+    checks = check(folder)
+    for line in lines(checks):
+        typer.echo(line)
+    if any(item.verdict == "error" for item in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command; an error we raise on purpose is one message, without traceback."""
+    from dpa_core.errors import DPAError
+
+    try:
+        app()
+    except DPAError as error:
+        if _Settings.debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

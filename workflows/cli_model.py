@@ -1,0 +1,226 @@
+"""`dpaflow model ...`: the same functions as in a pipeline, by hand on files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ops.train import RunTrainConfig
+
+app = typer.Typer(
+    help="Train, finetune, test and inspect models by hand.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[Path, typer.Argument(help="Model file (model.safetensors).")]
+Data = Annotated[list[Path], typer.Argument(help="Labelled data, any readable format.")]
+Config = Annotated[
+    Path, typer.Argument(help="Training YAML or JSON, or DeePMD input.json; paths from here.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Train = Annotated[list[Path] | None, typer.Option("--data", help="Instead of the config's data.")]
+Valid = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data.")]
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def read_train_config(path: Path) -> RunTrainConfig:
+    """Read the settings of a run: our YAML or JSON, or a DeePMD `input.json`.
+
+    Raises
+    ------
+    ConfigError
+        All mistakes of the file, in the terms of the format it is written in.
+    """
+    import yaml
+
+    from dpa_core.config import parse_config
+    from dpa_core.errors import ConfigError
+    from ops.train import RunTrainConfig
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML or JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping with model, training, ...")
+    if _is_deepmd(data):
+        from dpa_core.deepmd_input import convert
+
+        data = convert(data, str(path)).model_dump(mode="json")
+    return parse_config(RunTrainConfig, data, str(path))
+
+
+def _is_deepmd(data: dict[str, Any]) -> bool:
+    """Tell a DeePMD `input.json` by keys that our format does not have."""
+
+    def block(*keys: str) -> dict[str, Any]:
+        found: Any = data
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    kind = block("model", "descriptor").get("type")
+    return bool(
+        "type" in block("loss")
+        or kind in ("se_atten", "se_atten_v2", "se_a")
+        or {"systems", "disp_file", "stop_batch", "time_training", "opt_type"}
+        & {*block("training")}
+        or any(key.startswith("_") or key == "$schema" for key in data)
+    )
+
+
+@app.command()
+def train(
+    config: Config, out: Out = Path("train"), data: Train = None, valid: Valid = None
+) -> None:
+    """Train a model; started again in the same folder it continues."""
+    _train(config, out, data, valid, None)
+
+
+@app.command()
+def finetune(
+    model: Model, config: Config, out: Out = Path("finetune"), data: Train = None,
+    valid: Valid = None,
+) -> None:  # fmt: skip
+    """Refit the energy bias of a model, then train it further on other data."""
+    _train(config, out, data, valid, model)
+
+
+def _train(
+    config: Path, out: Path, data: list[Path] | None, valid: list[Path] | None, model: Path | None
+) -> None:
+    from ops.train import TrainInputs, run_train
+
+    _log()
+    inputs = TrainInputs(tuple(data or ()), tuple(valid or ()), model)
+    result = run_train(inputs, read_train_config(config), out)
+    typer.echo(f"model: {result.model}")
+    if result.best != result.model:
+        typer.echo(f"best:  {result.best}")
+
+
+@app.command("change-bias")
+def change_bias(
+    model: Model,
+    data: Annotated[list[Path] | None, typer.Argument(help="Labelled data to fit.")] = None,
+    out: Out = Path("bias"),
+    mode: Annotated[
+        str, typer.Option(help="change: shift by the residual; set: from the labels alone.")
+    ] = "change",
+    set_bias: Annotated[
+        list[str] | None, typer.Option("--set", help="ELEMENT=eV, instead of data; repeatable.")
+    ] = None,
+) -> None:
+    """Refit the energy bias of a model to data, or set it by hand."""
+    from dpa_core.config import parse_config
+    from dpa_core.errors import ConfigError
+    from ops.bias import BiasConfig, BiasInputs, run_bias
+
+    _log()
+    if bool(data) == bool(set_bias):
+        raise ConfigError("give either data to fit, or --set ELEMENT=eV")
+    if set_bias:
+        typer.echo(f"model: {_set_values(model, set_bias, out)}")
+        return
+    result = run_bias(
+        BiasInputs(model, data or []), parse_config(BiasConfig, {"mode": mode}, "options"), out
+    )
+    for element, after in result.summary["after"].items():
+        typer.echo(f"{element:>3} {result.summary['before'][element]:14.6f} -> {after:14.6f} eV")
+    typer.echo(f"model: {result.model}")
+
+
+def _set_values(model: Path, assignments: list[str], out: Path) -> Path:
+    from dpa_core.bias import set_bias_values
+    from dpa_core.errors import ConfigError
+    from dpa_core.interchange.native import load_model, save_model
+
+    values = {}
+    for text in assignments:
+        element, _, number = text.partition("=")
+        try:
+            values[element] = float(number)
+        except ValueError as error:
+            raise ConfigError(f"--set {text}: expected ELEMENT=eV, e.g. Cu=-3.72") from error
+    loaded = load_model(model)
+    set_bias_values(loaded, values)
+    return save_model(loaded, out / "model.safetensors")
+
+
+@app.command("test")
+def run_test_command(
+    model: Model,
+    data: Data,
+    out: Out = Path("test"),
+    plots: Annotated[bool, typer.Option(help="Draw parity plots.")] = True,
+) -> None:
+    """Test a model on labelled data: errors per system and overall, parity plots."""
+    from ops.test import RunTestConfig, TestInputs, run_test
+
+    _log()
+    inputs = TestInputs({model.stem: model}, {path.name or str(path): [path] for path in data})
+    run_test(inputs, RunTestConfig(plots=plots), out)
+    typer.echo(f"results: {out / 'results.json'}")
+
+
+@app.command()
+def info(
+    model: Model, full: Annotated[bool, typer.Option("--full", help="All settings.")] = False
+) -> None:
+    """Show what a model file holds."""
+    import json
+
+    from dpa_core.interchange.native import load_model, read_header
+
+    header = read_header(model)
+    loaded = load_model(model)
+    descriptor = header["config"]["descriptor"]
+    count = sum(p.numel() for p in loaded.parameters())
+    typer.echo(f"{model}: {descriptor['type']}, {count:,} parameters, format {header['version']}")
+    typer.echo(f"type_map  {' '.join(header['type_map'])}")
+    typer.echo(f"rcut      {descriptor['rcut']} Å (smooth from {descriptor['rcut_smth']} Å)")
+    typer.echo(f"sel       {descriptor['sel']}")
+    bias = (loaded.out_bias + loaded.fitting.bias_atom_e).tolist()
+    shown = ", ".join(f"{e} {b:.4f}" for e, b in zip(header["type_map"], bias, strict=True))
+    typer.echo(f"bias, eV  {shown}")
+    provenance = header["provenance"]
+    typer.echo(json.dumps({"config": header["config"], "provenance": provenance}, indent=1)
+               if full else f"made by   {json.dumps(provenance)[:300]}")  # fmt: skip
+
+
+@app.command("eval-desc")
+def eval_desc(
+    model: Model, data: Data, out: Annotated[Path, typer.Option("--out", "-o")] = Path("desc.npz")
+) -> None:
+    """Write the descriptors of all atoms: `descriptor` (N, D), `frame`, `element` (N,)."""
+    import numpy as np
+
+    from dpa_core.batch import make_batch
+    from dpa_core.data import open_dataset
+    from dpa_core.interchange.native import load_model
+
+    loaded = load_model(model)
+    dataset = open_dataset(list(data), type_map=loaded.type_map)
+    blocks: list[np.ndarray] = []
+    frames: list[int] = []
+    elements: list[str] = []
+    for number in range(len(dataset)):
+        batch = make_batch([dataset[number]], loaded.spec)
+        blocks.append(loaded.describe(batch).cpu().numpy())
+        frames += [number] * len(blocks[-1])
+        elements += [loaded.type_map[t] for t in batch.atype.tolist()]
+    table = np.concatenate(blocks)
+    temporary = out.with_name(f".{out.name}.tmp.npz")
+    np.savez(temporary, descriptor=table, frame=np.array(frames), element=np.array(elements))
+    temporary.replace(out)
+    typer.echo(f"{len(frames)} atoms, {table.shape[1]} columns: {out}")

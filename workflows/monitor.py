@@ -1,0 +1,155 @@
+"""What a person sees of a run: progress, status table, failure report, logs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ops.base import LOG, log_tail
+from workflows.backends.local import Result, RunFolder, StepState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+STYLES = {
+    "waiting": "dim", "running": "cyan", "succeeded": "green", "failed": "bold red",
+    "interrupted": "yellow",
+}  # fmt: skip
+MAX_ROWS = 30
+"""Rows of the live table; finished steps are folded first."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as "4.2 s", "3 min 20 s" or "2 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def elapsed(step: StepState) -> str:
+    """Return how long a step took, or has been running."""
+    status = step.status
+    if status is None or not status.started:
+        return ""
+    if step.state != "running":
+        return duration(status.elapsed) if status.elapsed else ""
+    return duration((datetime.now(UTC) - datetime.fromisoformat(status.started)).total_seconds())
+
+
+def note(step: StepState, folder: RunFolder) -> str:
+    """Return one line about a step: the reason of a failure, else the end of its log."""
+    status = step.status
+    if status is not None and status.reason:
+        return status.reason.splitlines()[0]
+    if step.state == "running":
+        tail = [x for x in log_tail(folder.steps / step.node.key, 3) if not x.startswith("---")]
+        return tail[-1] if tail else ""
+    if status is not None and status.attempts > 1:
+        return f"{status.attempts} attempts"
+    return ""
+
+
+def summary(states: Sequence[StepState]) -> str:
+    """Return "12 steps: 3 succeeded, 2 running, 7 waiting"."""
+    counts = Counter(step.state for step in states)
+    told = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+    return f"{len(states)} steps: {told}"
+
+
+def table(states: Sequence[StepState], folder: RunFolder, limit: int | None = None) -> Table:
+    """Return the steps as a table; above `limit` rows, finished and waiting ones are folded."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = _fold(list(states), limit)
+    result = Table(box=None, pad_edge=False, title=None, caption=summary(states))
+    for name in ("step", "state", "time"):
+        result.add_column(name, no_wrap=True)
+    result.add_column("", overflow="ellipsis", no_wrap=True)
+    for step in shown:
+        state = Text(step.state, style=STYLES[step.state])
+        result.add_row(step.node.key, state, elapsed(step), Text(note(step, folder), style="dim"))
+    return result
+
+
+def _fold(states: list[StepState], limit: int | None) -> list[StepState]:
+    for state in ("waiting", "succeeded"):
+        excess = len(states) - (limit or len(states))
+        if excess > 0:
+            dropped = [step for step in states if step.state == state]
+            dropped = dropped[:excess] if state == "succeeded" else dropped[-excess:]
+            states = [step for step in states if step not in dropped]
+    return states
+
+
+@contextmanager
+def progress(
+    folder: RunFolder, console: Console
+) -> Iterator[Callable[[Sequence[StepState]], None]]:
+    """Show a run as it goes: a live table on a terminal, a line for each change elsewhere."""
+    if not console.is_terminal:
+        yield _line_printer(console)
+        return
+    from rich.live import Live
+
+    limit = max(5, min(MAX_ROWS, console.height - 4))
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield lambda states: live.update(table(states, folder, limit))
+
+
+def _line_printer(console: Console) -> Callable[[Sequence[StepState]], None]:
+    before: dict[str, str] = {}
+
+    def show(states: Sequence[StepState]) -> None:
+        first = not before
+        for step in states:
+            key = step.node.key
+            if before.get(key, "waiting") != step.state and not (first and step.state != "running"):
+                state = f"{step.state:<11}"
+                line = f"{time.strftime('%H:%M:%S')}  {state}  {key}  {elapsed(step)}"
+                console.print(line.rstrip(), highlight=False, soft_wrap=True)
+            before[key] = step.state
+        if first:
+            console.print(summary(states), highlight=False, soft_wrap=True)
+
+    return show
+
+
+def failure_report(result: Result, folder: RunFolder) -> str:
+    """Return one screen about why a run did not finish, ending with the command to go on."""
+    failed = [step for step in result.states if step.state == "failed"]
+    lines = [summary(result.states)]
+    if result.stopped:
+        lines.append("stopped; finished steps are kept, a training goes on from its checkpoint")
+    elif not failed:
+        lines.append(f"dflow ended before all steps were done; its log: {folder.log}")
+        lines += [f"  | {line}" for line in _last_lines(folder)]
+    for step in failed[:3]:
+        lines += ["", *_failed_step(step, folder, lines=12 if len(failed) == 1 else 5)]
+    if len(failed) > 3:
+        lines.append(f"\nand {len(failed) - 3} more failed: `dpaflow status {folder.root}`")
+    lines += ["", f"continue with: dpaflow resume {folder.root}"]
+    return "\n".join(lines)
+
+
+def _failed_step(step: StepState, folder: RunFolder, lines: int) -> list[str]:
+    status = step.status
+    reason = "no reason given" if status is None else status.reason
+    attempts = "" if status is None or status.attempts < 2 else f" (attempt {status.attempts})"
+    outdir = folder.steps / step.node.key
+    tail = [f"  | {line[:200]}" for line in log_tail(outdir, lines)]
+    return [f"FAILED {step.node.key}{attempts}: {reason}", *tail, f"  log: {outdir / LOG}"]
+
+
+def _last_lines(folder: RunFolder) -> list[str]:
+    if not folder.log.exists():
+        return []
+    return folder.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
