@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load(weights_only=True) raises
@@ -75,8 +76,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         Truncated, not a checkpoint, or of an unknown version.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is truncated or of another kind")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+    except (RuntimeError, OSError, ValueError, UnpicklingError) as error:
         raise ModelFileError(
             f"{path}: not a readable checkpoint ({error}); delete it to continue from the one "
             "before, or train again without resume"

@@ -16,9 +16,9 @@ import torch
 
 from dpa_core.config import TrainConfig
 from dpa_core.derivatives import predict
-from dpa_core.errors import NumericalError
+from dpa_core.errors import DataError, NumericalError
 from dpa_core.interchange.native import save_model
-from dpa_core.loss import Metrics
+from dpa_core.loss import TERMS, Metrics
 from dpa_core.train.checkpoint import check_same_run, save_checkpoint, write_atomic
 from dpa_core.train.display import Display
 from dpa_core.train.distributed import connect
@@ -185,6 +185,7 @@ def _diverged(run: Run, indices: Sequence[int], loss: float, norm: float, lr: fl
 
 def _report(run: Run, display: Display, lr: float, validating: bool) -> None:
     """Write the row of this step, with a validation if one is due."""
+    _check_labels(run)
     row: Row = {"step": run.step, "lr": lr, **run.interval.row()}
     if validating:
         began = time.perf_counter()
@@ -200,6 +201,18 @@ def _report(run: Run, display: Display, lr: float, validating: bool) -> None:
     if run.curve is not None:
         run.curve.write(row)
     display.row(row)
+
+
+def _check_labels(run: Run) -> None:
+    counts = run.interval.sums[:, 2].tolist()
+    used = [term for term, active in zip(TERMS, run.loss.active, strict=True) if active]
+    # The first row is one batch only, which may lack labels by chance.
+    if run.step > 1 and not any(n for n, on in zip(counts, run.loss.active, strict=True) if on):
+        raise DataError(
+            f"none of the frames of steps {run.step - run.interval.steps + 1} to {run.step} has "
+            f"a label that the loss uses (active terms: {', '.join(used) or 'none'}); check the "
+            "training data and the prefactors of the loss"
+        )
 
 
 def validate(run: Run) -> tuple[float, torch.Tensor]:

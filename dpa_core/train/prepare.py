@@ -21,6 +21,7 @@ from dpa_core.bias import change_bias
 from dpa_core.config import ModelConfig, TrainConfig, parse_config
 from dpa_core.data import Dataset, open_dataset
 from dpa_core.errors import DataError
+from dpa_core.finetune import prepare_finetune, set_trainable
 from dpa_core.loss import EnergyLoss
 from dpa_core.model import Potential, build_model
 from dpa_core.stats import compute_env_stats, compute_param_stats, resolve_sel
@@ -146,10 +147,7 @@ def prepare(config: TrainConfig, outdir: Path, datasets: Datasets, world: World)
     train, valid = datasets
     model = _model(config, train, state, world)
     model.to(world.device)
-    if config.training.trainable != "all":
-        from dpa_core.finetune import set_trainable
-
-        set_trainable(model, config.training.trainable)
+    set_trainable(model, config.training.trainable)
     training = config.training
     sampler = BatchSampler(train.natoms, training.training_data.batch_size, training.seed)
     numb_steps = training.numb_steps or sampler.steps(training.numb_epoch or 1)
@@ -233,8 +231,6 @@ def _model(
 def fresh_model(config: TrainConfig, train: Dataset) -> Potential:
     """Make a model ready for its first step: pretrained and adapted, or new with its statistics."""
     if config.finetune is not None:
-        from dpa_core.finetune import prepare_finetune
-
         return prepare_finetune(config, train)
     seed, batch_size = config.training.seed, config.training.training_data.batch_size
     model = build_model(resolve_sel(config.model, train, seed), seed)
