@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from dpa_core.config import Config
-from dpa_core.errors import DataError
 from ops.files import write_json
+from ops.split import draw
 
 
 class BiasConfig(Config):
@@ -23,7 +22,7 @@ class BiasConfig(Config):
     max_frames: PositiveInt | None = None
     """Use this many frames, drawn at random; all when left out."""
     seed: NonNegativeInt = 1
-    """Seed of the draw."""
+    """Seed of the draw, the same as that of a training with `draw_seed`."""
 
 
 class BiasInputs(NamedTuple):
@@ -67,10 +66,7 @@ def run_bias(inputs: BiasInputs, config: BiasConfig, outdir: Path) -> BiasRun:
     dataset = open_dataset(list(inputs.data), type_map=model.type_map)
     indices = None
     if config.max_frames is not None:
-        if config.max_frames > len(dataset):
-            raise DataError(f"max_frames is {config.max_frames}, the data hold {len(dataset)}")
-        order = np.random.default_rng(config.seed).permutation(len(dataset))
-        indices = sorted(int(k) for k in order[: config.max_frames])
+        indices = sorted(draw(len(dataset), config.max_frames, config.seed))
     report = change_bias(model, dataset, config.mode, indices)
     outdir.mkdir(parents=True, exist_ok=True)
     frames = len(dataset) if indices is None else len(indices)

@@ -146,7 +146,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> 
         `_val` are drawn as full lines, training columns thin behind them.
     """
     panels = (("rmse_e", "energy RMSE, eV/atom"), ("rmse_f", "force RMSE, eV/Å"))
-    figure, axes = new_figure(2, 9.2, 3.3)
+    figure, axes = new_figure(2, 9.6, 3.3)
     for ax, (key, label) in zip(axes, panels, strict=True):
         for k, (name, columns) in enumerate(curves.items()):
             color = COLORS[k % len(COLORS)]
@@ -156,8 +156,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> 
                   faint=valid is not None)  # fmt: skip
             _line(ax, columns["step"], valid, color, dash, name, faint=False)
         ax.set(xscale="log", yscale="log", xlabel="step", ylabel=label)
-    if len(curves) <= 12:
-        axes[1].legend(fontsize=7.5, loc="best")
+    _legend_right(axes)
     return figure
 
 
@@ -193,36 +192,59 @@ def _line(
 
 
 def efficiency_figure(
-    series: Mapping[str, Mapping[int, Sequence[float]]], baseline: float | None, title: str
+    panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], title: str
 ) -> Figure:
-    """Draw force RMSE against the number of training frames, mean and spread over seeds.
+    """Draw errors against the number of training frames, mean and spread over seeds.
 
     Parameters
     ----------
-    series
-        Kind of run ("finetuned", "from scratch") -> frames -> RMSEs of the seeds, eV/Å.
-    baseline
-        RMSE of the pretrained model as it is, eV/Å; None if not tested.
+    panels
+        "rmse_e" and "rmse_f" -> kind of run ("finetuned", "from scratch", ...) -> training
+        frames -> errors of the seeds, eV/atom and eV/Å. A kind with the single number of
+        frames 0 is a horizontal line: a model that saw none of them.
     title
         Name of the test set.
     """
-    figure, (ax,) = new_figure(1, 4.6, 3.4)
-    for k, (kind, points) in enumerate(series.items()):
-        frames = np.array(sorted(points))
-        values = [np.asarray(points[n], dtype=float) for n in frames]
-        mean = np.array([v.mean() for v in values])
-        ax.fill_between(frames, [v.min() for v in values], [v.max() for v in values],
-                        color=COLORS[k], alpha=0.15, linewidth=0)  # fmt: skip
-        ax.plot(frames, mean, "o-", color=COLORS[k], markersize=4, label=kind)
-    if baseline is not None:
-        ax.axhline(baseline, color="#6b7280", linestyle="--", linewidth=1, label="zero-shot")
-    ax.set(xscale="log", yscale="log", xlabel="training frames", ylabel="force RMSE, eV/Å")
-    ticks = sorted({n for points in series.values() for n in points})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.minorticks_off()
-    ax.set_title(title)
-    ax.legend(fontsize=8)
+    labels = {"rmse_e": "energy RMSE, eV/atom", "rmse_f": "force RMSE, eV/Å"}
+    figure, axes = new_figure(len(panels), 4.6 * len(panels), 3.4)
+    kinds = list(dict.fromkeys(kind for series in panels.values() for kind in series))
+    # horizontal lines take greys, so that the curves keep the first colours
+    curves = [kind for kind in kinds if any(set(s.get(kind, {})) - {0} for s in panels.values())]
+    for ax, (key, series) in zip(axes, panels.items(), strict=True):
+        for kind in (kind for kind in kinds if kind in series):
+            if kind in curves:
+                _curve(ax, series[kind], COLORS[curves.index(kind) % len(COLORS)], kind)
+            else:
+                dash = ("--", ":", "-.")[(kinds.index(kind)) % 3]
+                value = float(np.mean(series[kind][0]))
+                ax.axhline(value, color="#6b7280", linestyle=dash, linewidth=1.1, label=kind)
+        ticks = sorted({n for kind in curves for n in series.get(kind, {})})
+        ax.set(xscale="log", yscale="log", xlabel="training frames", ylabel=labels[key])
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.tick_params(axis="x", which="minor", bottom=False)
+        ax.set_title(title)
+    _legend_right(axes)
     return figure
+
+
+def _curve(ax: Axes, points: Mapping[int, Sequence[float]], color: str, kind: str) -> None:
+    frames = sorted(points)
+    values = [np.asarray(points[n], dtype=float) for n in frames]
+    low, high = [v.min() for v in values], [v.max() for v in values]
+    ax.fill_between(frames, low, high, color=color, alpha=0.15, linewidth=0)
+    ax.plot(frames, [v.mean() for v in values], "o-", color=color, markersize=4, label=kind)
+
+
+def _legend_right(axes: Sequence[Axes]) -> None:
+    """One legend for all panels, right of the last."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        axes[-1].get_figure(root=True).legend(  # type: ignore[union-attr]
+            list(entries.values()), list(entries), loc="outside right upper", fontsize=8
+        )
 
 
 def embedding_figure(

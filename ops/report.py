@@ -20,13 +20,14 @@ from pydantic import NonNegativeInt, PositiveInt
 from dpa_core.config import Config
 from dpa_core.errors import DPAError
 from ops.files import read_json, write_text
-from ops.report_tables import best_row, result_tables, three_digits, verdict
+from ops.report_tables import Kind, Table, best_row, result_tables, three_digits, title, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CURVES = 12
 PACKAGES = ("dpaflow", "torch", "numpy", "ase", "dpdata", "pydflow", "matplotlib")
+Curve = dict[int, list[float]]
 logger = logging.getLogger(__name__)
 
 
@@ -95,17 +96,22 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
     import jinja2
 
     steps = _read_steps(inputs.artifacts)
-    tables = result_tables(steps.results, steps.runs)
+    points = config.curves if config.curves is not None else _find_points(steps)
+    kinds: dict[str, Kind] = {name: (name, run["train_frames"]) for name, run in steps.runs.items()}
+    kinds |= {name: (name, bias["frames"]) for name, bias in steps.biases.items()}
+    kinds |= {point.model: (point.kind, point.frames) for point in points}
+    tables = result_tables(steps.results, kinds)
     context = {
         "title": config.title,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "verdict": config.verdict or verdict(tables),
         "cards": _cards(steps, tables),
         "tables": tables,
-        "efficiency": _efficiency(steps, config),
-        "learning": _learning(steps),
-        "parity": _parity(inputs.artifacts, steps, config.max_parity),
+        "efficiency": _efficiency(steps, {point.model: point for point in points}),
+        "learning": _learning(steps, kinds),
+        "parity": _parity(inputs.artifacts, steps, kinds, config.max_parity),
         "collects": steps.collects,
+        "quiet": [name for name, document in steps.collects.items() if _is_quiet(document)],
         "biases": steps.biases,
         "embedding": _embedding(inputs.artifacts, steps, config),
         "timings": steps.timings,
@@ -157,24 +163,30 @@ def _float(text: str | None) -> float:
     return float(text) if text else math.nan
 
 
-def _cards(steps: _Steps, tables: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def _is_quiet(document: Mapping[str, Any]) -> bool:
+    """Tell whether a collection only divided one source, with nothing rejected."""
+    total = document["table"][-1]
+    return len(document["table"]) == 2 and total["kept"] == total["found"]
+
+
+def _cards(steps: _Steps, tables: list[Table]) -> list[tuple[str, str, str]]:
     """Key numbers of the head: value, unit, what it is."""
     cards = []
     for table in tables[:3]:
         if best := best_row(table):
             row, (_, metric, unit), value = best
-            cards.append(
-                (three_digits(value), unit, f"{metric} on {table['data']}: {row['model']}")
-            )
-    kept = sum(document["table"][-1]["kept"] for document in steps.collects.values())
+            cards.append((three_digits(value), unit, f"{metric} on {table.data}: {title(row)}"))
+    documents = list(steps.collects.values())
+    documents = [d for d in documents if not _is_quiet(d)] or documents[:1]
+    kept = sum(document["table"][-1]["kept"] for document in documents)
     if kept:
         cards.append((f"{kept:,}".replace(",", " "), "frames", "collected"))
-    elements = {e for document in steps.collects.values() for e in document["type_map"]}
+    elements = {e for document in documents for e in document["type_map"]}
     if elements:
         cards.append((str(len(elements)), "elements", _shorten(sorted(elements))))
     seconds = sum(status.get("elapsed") or 0.0 for status in steps.timings)
     if seconds:
-        cards.append((*duration(seconds), f"in {len(steps.timings)} steps"))
+        cards.append((*duration(seconds), f"of work in {len(steps.timings)} steps"))
     return cards
 
 
@@ -191,51 +203,47 @@ def duration(seconds: float) -> tuple[str, str]:
     return f"{seconds / 3600:.1f}", "h"
 
 
-def _kind(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    return run.get("finetuned"), run.get("train_frames"), run.get("architecture")
-
-
-def _representatives(names: Iterable[str], steps: _Steps) -> list[str]:
+def _representatives(names: Iterable[str], kinds: Mapping[str, Kind]) -> list[str]:
     """Leave out runs that differ from an earlier one in their seed only."""
-    seen, chosen = set(), []
+    first: dict[Kind, str] = {}
     for name in names:
-        key = _kind(steps.runs[name]) if name in steps.runs else name
-        if key not in seen:
-            seen.add(key)
-            chosen.append(name)
-    return chosen
+        first.setdefault(kinds.get(name, (name, None)), name)
+    return list(first.values())
 
 
-def _learning(steps: _Steps) -> dict[str, Any] | None:
+def _learning(steps: _Steps, kinds: Mapping[str, Kind]) -> dict[str, Any] | None:
     from ops.plots import learning_figure
 
-    names = _representatives([n for n, c in steps.curves.items() if "step" in c], steps)
+    names = _representatives([n for n, c in steps.curves.items() if "step" in c], kinds)
     if not names:
         return None
     figure = learning_figure({name: steps.curves[name] for name in names[:MAX_CURVES]})
     return {"image": _image(figure), "left": len(steps.curves) - len(names[:MAX_CURVES])}
 
 
-def _efficiency(steps: _Steps, config: ReportConfig) -> list[str]:
-    """Figures of force RMSE against training frames, one for each test set that has a curve."""
+def _efficiency(steps: _Steps, points: Mapping[str, CurvePoint]) -> list[str]:
+    """Figures of errors against training frames, one for each test set that has a curve."""
     from ops.plots import efficiency_figure
 
-    points = config.curves if config.curves is not None else _find_points(steps)
-    by_model = {point.model: point for point in points}
     images = []
     for data in dict.fromkeys(entry["data"] for entry in steps.results):
-        series: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        zero_shot = None
-        for entry in (e for e in steps.results if e["data"] == data):
-            error = entry["overall"].get("rmse_f")
-            point = by_model.get(entry["model"])
-            if error is not None and point is not None:
-                series[point.kind][point.frames].append(error)
-            elif error is not None and zero_shot is None:
+        entries = [entry for entry in steps.results if entry["data"] == data]
+        panels: dict[str, dict[str, Curve]] = {}
+        for key in ("rmse_e", "rmse_f"):
+            panels[key] = defaultdict(lambda: defaultdict(list))
+            for entry in entries:
+                error, point = entry["overall"].get(key), points.get(entry["model"])
                 run = steps.runs.get(entry["model"])
-                zero_shot = error if run is not None and not run["finetuned"] else None
-        if any(len(curve) > 1 for curve in series.values()):
-            images.append(_image(efficiency_figure(series, zero_shot, data)))
+                # forces do not change with the bias: such a curve would repeat the zero-shot line
+                if error is None or (key == "rmse_f" and entry["model"] in steps.biases):
+                    continue
+                if point is not None:
+                    panels[key][point.kind][point.frames].append(error)
+                elif run is None or not run["finetuned"]:
+                    panels[key][entry["model"]][0].append(error)
+        panels = {key: series for key, series in panels.items() if series}
+        if any(len(curve) > 1 for series in panels.values() for curve in series.values()):
+            images.append(_image(efficiency_figure(panels, data)))
     return images
 
 
@@ -254,14 +262,16 @@ def _find_points(steps: _Steps) -> list[CurvePoint]:
     return points
 
 
-def _parity(artifacts: Mapping[str, Path], steps: _Steps, limit: int) -> dict[str, Any]:
-    models = _representatives(dict.fromkeys(entry["model"] for entry in steps.results), steps)
-    images: list[tuple[str, str]] = []
+def _parity(
+    artifacts: Mapping[str, Path], steps: _Steps, kinds: Mapping[str, Kind], limit: int
+) -> dict[str, Any]:
+    models = _representatives(dict.fromkeys(entry["model"] for entry in steps.results), kinds)
+    images: dict[str, str] = {}
     for entry in steps.results:
         name = f"{entry['model']}--{entry['data']}"
         path = artifacts[entry["step"]] / f"parity-{name}.png"
         if entry["model"] in models and path.exists() and len(images) < limit:
-            images.append((name.replace("--", " on "), _data_uri(path.read_bytes())))
+            images.setdefault(name.replace("--", " on "), _data_uri(path.read_bytes()))
     return {"images": images, "left": len(steps.results) - len(images)}
 
 
@@ -306,10 +316,10 @@ def _model_file(artifacts: Mapping[str, Path], steps: _Steps, name: str) -> Path
 
 
 def _usage(
-    artifacts: Mapping[str, Path], steps: _Steps, tables: list[dict[str, Any]]
+    artifacts: Mapping[str, Path], steps: _Steps, tables: list[Table]
 ) -> dict[str, Any] | None:
     """Model file and elements for the code example: the best one of the last test."""
-    names = [best[0]["model"] for table in reversed(tables) if (best := best_row(table))]
+    names = [best[0].runs[0] for table in reversed(tables) if (best := best_row(table))]
     names += list(steps.runs)
     for name in names:
         if path := _model_file(artifacts, steps, name):

@@ -1,11 +1,11 @@
-"""The tables of results in the report."""
+"""The tables of results in the report: runs that differ in their seed only share a row."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 METRICS = (
     ("rmse_e", "energy RMSE", "meV/atom"),
@@ -15,63 +15,177 @@ METRICS = (
     ("mae_f", "force MAE", "meV/Å"),
     ("rmse_v", "virial RMSE", "meV/atom"),
 )
+MAX_FORMULAS = 60
+MAX_MODELS = 8
 
 
-def result_tables(
-    results: Iterable[dict[str, Any]], runs: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return one table for each test set: models as rows, errors in meV, best of each column."""
+class Cell(NamedTuple):
+    """An error in meV: mean over the runs of a row, and their standard deviation."""
+
+    mean: float
+    spread: float | None
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A line of a table: what was trained on how many frames, and the runs behind it."""
+
+    label: str
+    frames: int | None
+    runs: list[str]
+    cells: list[Cell | None]
+
+
+class Table(NamedTuple):
+    """Results on one test set.
+
+    Attributes
+    ----------
+    data, nframes
+        Name and size of the test set.
+    columns
+        (key, name, unit) of the metrics that occur.
+    rows
+        Runs that differ in their seed only, together.
+    every
+        The single runs; empty if every row is one run.
+    formulas
+        Errors by composition, or None.
+    """
+
+    data: str
+    nframes: int
+    columns: list[tuple[str, str, str]]
+    rows: list[Row]
+    every: list[Row]
+    formulas: dict[str, Any] | None
+
+
+Kind = tuple[str, int | None]
+
+
+def result_tables(results: Iterable[dict[str, Any]], kinds: Mapping[str, Kind]) -> list[Table]:
+    """Return one table for each test set, best of each column marked.
+
+    Parameters
+    ----------
+    results
+        Entries of `results.json`.
+    kinds
+        Model -> name of its row and training frames; a model left out is its own row.
+    """
     by_data: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in results:
         by_data[entry["data"]].append(entry)
-    return [_result_table(data, entries, runs) for data, entries in by_data.items()]
+    return [_table(data, entries, kinds) for data, entries in by_data.items()]
 
 
-def _result_table(
-    data: str, entries: list[dict[str, Any]], runs: Mapping[str, Any]
-) -> dict[str, Any]:
-    rows = []
+def _table(data: str, entries: list[dict[str, Any]], kinds: Mapping[str, Kind]) -> Table:
+    groups: dict[Kind, list[dict[str, Any]]] = defaultdict(list)
     for entry in entries:
-        refit = entry["refit"] or {}
-        values = {**entry["overall"], "refit_rmse_e": refit.get("rmse_e")}
-        run = runs.get(entry["model"], {})
-        rows.append({
-            "model": entry["model"],
-            "frames": run.get("train_frames"),
-            "values": [_milli(values.get(key)) for key, _, _ in METRICS],
-        })  # fmt: skip
-    columns = [k for k in range(len(METRICS)) if any(r["values"][k] is not None for r in rows)]
-    for row in rows:
-        row["values"] = [row["values"][k] for k in columns]
-    best = []
-    for k in range(len(columns)):
-        known = [row["values"][k] for row in rows if row["values"][k] is not None]
-        best.append(min(known) if len(rows) > 1 else None)
-    return {
-        "data": data,
-        "nframes": entries[0]["overall"]["nframes"],
-        "columns": [METRICS[k] for k in columns],
-        "rows": rows,
-        "best": best,
-        "formulas": _formula_table(entries),
-    }
+        groups[kinds.get(entry["model"], (entry["model"], None))].append(entry)
+    # rows of one name stay together, the fewest frames first
+    names = list(dict.fromkeys(name for name, _ in groups))
+    order = sorted(groups, key=lambda kind: (names.index(kind[0]), kind[1] or 0))
+    columns = [m for m in METRICS if any(_value(entry, m[0]) is not None for entry in entries)]
+    rows = [_row(*kind, groups[kind], columns) for kind in order]
+    every = []
+    if len(rows) < len(entries):
+        every = [
+            _row(e["model"], kinds.get(e["model"], ("", None))[1], [e], columns) for e in entries
+        ]
+    nframes = entries[0]["overall"]["nframes"]
+    return Table(data, nframes, columns, _mark_best(rows), every, _formulas(entries))
 
 
-def _formula_table(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _row(
+    label: str,
+    frames: int | None,
+    entries: list[dict[str, Any]],
+    columns: Sequence[tuple[str, ...]],
+) -> Row:
+    cells: list[Cell | None] = []
+    for key, *_ in columns:
+        values = [1000 * v for e in entries if (v := _value(e, key)) is not None]
+        mean = sum(values) / len(values) if values else 0.0
+        spread = None
+        if len(values) > 1:
+            spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        cells.append(Cell(mean, spread) if values else None)
+    return Row(label, frames, list(dict.fromkeys(e["model"] for e in entries)), cells)
+
+
+def _value(entry: Mapping[str, Any], key: str) -> float | None:
+    if key == "refit_rmse_e":
+        return entry["refit"]["rmse_e"] if entry["refit"] else None
+    return entry["overall"].get(key)
+
+
+def _mark_best(rows: list[Row]) -> list[Row]:
+    if len(rows) < 2:
+        return rows
+    columns = list(zip(*(row.cells for row in rows), strict=True))
+    best = [min((cell.mean for cell in column if cell), default=None) for column in columns]
+    return [
+        row._replace(cells=[
+            cell and cell._replace(best=cell.mean == least)
+            for cell, least in zip(row.cells, best, strict=True)
+        ])
+        for row in rows
+    ]  # fmt: skip
+
+
+def _formulas(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Errors by composition, of the first few models."""
     names = list(entries[0]["formulas"])
     if len(names) < 2:
         return None
-    shown = entries[:8]
+    shown = list({entry["model"]: entry for entry in entries}.values())[:MAX_MODELS]
     rows = []
-    for name in names[:60]:
+    for name in names[:MAX_FORMULAS]:
         metrics = [entry["formulas"].get(name, {}) for entry in shown]
-        cells = [(_milli(m.get("rmse_e")), _milli(m.get("rmse_f"))) for m in metrics]
+        cells = [[_milli(m.get("rmse_e")), _milli(m.get("rmse_f"))] for m in metrics]
         rows.append({"name": name, "nframes": metrics[0].get("nframes"), "cells": cells})
-    return {"models": [entry["model"] for entry in shown], "rows": rows, "left": len(names) - 60}
+    left = len(names) - len(rows)
+    return {"models": [entry["model"] for entry in shown], "rows": rows, "left": left}
 
 
 def _milli(value: float | None) -> float | None:
     return None if value is None else 1000 * value
+
+
+def best_row(table: Table) -> tuple[Row, tuple[str, str, str], float] | None:
+    """Return row, metric and value of the smallest force error (energy error without forces)."""
+    keys = [column[0] for column in table.columns]
+    for key in ("rmse_f", "rmse_e"):
+        if key in keys:
+            k = keys.index(key)
+            known = [(cell.mean, row) for row in table.rows if (cell := row.cells[k])]
+            value, row = min(known, key=lambda pair: pair[0])
+            return row, table.columns[k], value
+    return None
+
+
+def verdict(tables: Sequence[Table]) -> str | None:
+    """Say in words which model is best on every test set; None with a single model."""
+    sentences = []
+    for table in tables:
+        best = best_row(table)
+        if best is None or len(table.rows) < 2:
+            continue
+        row, (_, metric, unit), value = best
+        sentences.append(
+            f"On {table.data} ({table.nframes} frames), the smallest {metric} of {len(table.rows)} "
+            f"is that of {title(row)}: {three_digits(value)} {unit}."
+        )
+    return " ".join(sentences) or None
+
+
+def title(row: Row) -> str:
+    """Name a row with its training frames."""
+    if row.frames is None:
+        return row.label
+    return f"{row.label} ({row.frames} training frame{'s' if row.frames > 1 else ''})"
 
 
 def three_digits(value: float | None) -> str:
@@ -82,32 +196,3 @@ def three_digits(value: float | None) -> str:
         digits = max(0, 2 - math.floor(math.log10(abs(value))))
         return f"{value:.{min(digits, 6)}f}"
     return f"{value:.0f}"
-
-
-def best_row(
-    table: Mapping[str, Any],
-) -> tuple[dict[str, Any], tuple[str, str, str], float] | None:
-    """Return row, metric and value of the smallest force error (energy error without forces)."""
-    keys = [column[0] for column in table["columns"]]
-    for key in ("rmse_f", "rmse_e"):
-        if key in keys:
-            k = keys.index(key)
-            known = [row for row in table["rows"] if row["values"][k] is not None]
-            row = min(known, key=lambda r: r["values"][k])
-            return row, table["columns"][k], row["values"][k]
-    return None
-
-
-def verdict(tables: list[dict[str, Any]]) -> str | None:
-    """Say in words which model is best on every test set; None with a single model."""
-    sentences = []
-    for table in tables:
-        best = best_row(table)
-        if best is None or len(table["rows"]) < 2:
-            continue
-        row, (_, metric, unit), value = best
-        sentences.append(
-            f"On {table['data']} ({table['nframes']} frames) {row['model']} has the smallest "
-            f"{metric} of {len(table['rows'])} models: {three_digits(value)} {unit}."
-        )
-    return " ".join(sentences) or None

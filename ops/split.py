@@ -118,3 +118,16 @@ def assign(formulas: Sequence[str], split: Split) -> list[str]:
             "are too few for these fractions; change split.seed, the fractions, or by: random"
         )
     return parts
+
+
+def draw(total: int, count: int, seed: int) -> list[int]:
+    """Draw `count` of `total` frames; of one seed, a smaller draw lies inside a larger one.
+
+    Raises
+    ------
+    DataError
+        Fewer frames than asked for.
+    """
+    if count > total:
+        raise DataError(f"max_frames: {count} frames asked for, the data hold {total}")
+    return [int(k) for k in np.random.default_rng(seed).permutation(total)[:count]]
