@@ -1,7 +1,7 @@
 """Outputs of electronic-structure codes, parsed by dpdata (pw.x: ASE), converged frames only.
 
-dpdata keeps unconverged frames of some codes and multiplies the stress by the signed
-determinant of the cell for most of them; both are set right here.
+dpdata keeps unconverged frames of some codes, multiplies the stress by the signed determinant
+of the cell for most of them, and takes SIESTA's stress for a pressure; all set right here.
 """
 
 from __future__ import annotations
@@ -30,6 +30,17 @@ Data = Mapping[str, Any]
 UNSIGNED = frozenset({"abacus/scf", "n2p2"})
 """dpdata formats whose virial does not carry the sign of det(cell)."""
 
+TENSION_POSITIVE = frozenset({"siesta/output", "siesta/aimd_output"})
+"""dpdata formats whose "virial" is +stress·volume of a code that prints tension positive."""
+
+FAILED = {
+    "gaussian": r"Convergence criterion not met",
+    "siesta": r"SCF_NOT_CONV|SCF did not converge",
+    "orca/spout": r"SCF NOT CONVERGED",
+    "psi4/out": r"Could not converge|ConvergenceError",
+}
+"""Text of a run whose SCF cycle failed, for codes whose failed runs are refused as a whole."""
+
 
 def open_dft(path: Path, fmt: str) -> list[MemorySystem]:
     """Read the output of a DFT code.
@@ -52,6 +63,8 @@ def open_dft(path: Path, fmt: str) -> list[MemorySystem]:
     """
     if path.is_file() and is_compressed(path):
         raise DataError(f"{path}: compressed output of a DFT code; unpack it first")
+    if fmt in FAILED and re.search(FAILED[fmt], _text(path)):
+        raise _unconverged(path)
     systems = []
     try:
         with _quiet(path):
@@ -137,6 +150,8 @@ def _frames(data: Data, fmt: str) -> list[Frame]:
     for k in range(number):
         virial = None if labels["virial"] is None else np.array(labels["virial"][k], dtype=float)
         if virial is not None and fmt not in UNSIGNED and np.linalg.det(cells[k]) < 0:
+            virial = -virial
+        if virial is not None and fmt in TENSION_POSITIVE:
             virial = -virial
         frames.append(
             Frame(
@@ -272,10 +287,7 @@ def _cp2k_converged(path: Path, frames: list[Frame], outcome: list[bool]) -> lis
 
 
 def _gaussian(path: Path, fmt: str) -> Read:
-    text = _text(path)
-    if "Convergence criterion not met" in text:
-        raise _unconverged(path)
-    dynamics = re.search(r"^ #.*\b(?:ADMP|BOMD)\b", text, re.MULTILINE | re.IGNORECASE)
+    dynamics = re.search(r"^ #.*\b(?:ADMP|BOMD)\b", _text(path), re.MULTILINE | re.IGNORECASE)
     # otherwise the last step: that of a single point, or the end of an optimisation
     yield from _dpdata(path, "gaussian/md" if dynamics else "gaussian/log")
 

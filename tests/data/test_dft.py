@@ -173,13 +173,28 @@ def test_pw_md_pairs_energy_and_force_of_each_step(samples: Path) -> None:
     np.testing.assert_allclose(work, fall, atol=0.02 * np.abs(fall).max())
 
 
-def test_sign_of_the_virial_pw(samples: Path) -> None:
-    """pw.x prints the pressure; tr(virial) = 3 P |V|."""
-    text = (samples / "qe/scf/01.out").read_text()
-    pressure = float(re.search(r"P= *(-?[\d.]+)", text).group(1)) / 1602.1766208  # type: ignore[union-attr]
-    frame = open_dataset([samples / "qe/scf/01.out"])[0]
-    volume = abs(np.linalg.det(frame.box))
-    assert np.trace(frame.virial) / (3 * volume) == pytest.approx(pressure, abs=1e-5)
+# file, pattern of the printed pressure of the first frame, kbar per printed unit
+PRESSURES = (
+    ("qe/scf/01.out", r"P= *(-?[\d.]+)", 1.0),
+    ("qe/cp_traj_si/si.pos", r"\n +20 +[\d.E+-]+(?: +[\d.E+-]+){7} +[\d.E+]+ +([\d.-]+)", 10.0),
+    ("vasp/OUTCAR.h2o.md.10", r"external pressure = *(-?[\d.]+) kB", 1.0),
+    ("vasp/OUTCAR.Ge.vdw", r"external pressure = *(-?[\d.]+) kB", 1.0),
+    ("cp2k/aimd_stress/cp2k.log", r"1/3 Trace\(stress tensor\): *(-?[\d.E+-]+)", 10.0),
+    ("siesta/aimd_output", r"Pressure \(static\): *(-?[\d.]+) *kBar", 1.0),
+)
+
+
+@pytest.mark.parametrize(("name", "pattern", "unit"), PRESSURES)
+def test_virial_is_the_printed_pressure(
+    name: str, pattern: str, unit: float, samples: Path
+) -> None:
+    """tr(virial) = 3 P |V| with the pressure the code prints, positive under compression."""
+    text = (samples / name.replace("si.pos", "si.evp")).read_text()
+    match = re.search(pattern, text)
+    assert match is not None
+    frame = open_dataset([samples / name])[0]
+    pressure = np.trace(frame.virial) / (3 * abs(np.linalg.det(frame.box))) * 1602.1766208
+    assert pressure == pytest.approx(float(match.group(1)) * unit, abs=0.006)
 
 
 def test_left_handed_cell_keeps_the_virial(samples: Path, tmp_path: Path) -> None:
