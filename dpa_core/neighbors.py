@@ -118,12 +118,23 @@ def neighbor_table(
     """
     real = np.flatnonzero(frame.atype >= 0)
     i, j, shift, distance = neighbor_pairs(frame.coord[real], frame.box, spec.rcut, pbc)
-    i, j = real[i], real[j]
-    n = len(frame.atype)
-    keep = _within_sel(i, frame.atype[j], distance, spec)
+    return table_of_pairs(frame.atype, real[i], real[j], shift, distance, spec)
+
+
+def table_of_pairs(
+    atype: NDArray[np.int64],
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    shift: NDArray[np.int64],
+    distance: NDArray[np.float64],
+    spec: NeighborSpec,
+) -> Neighbors:
+    """Arrange the pairs of `neighbor_pairs` in a table; see `neighbor_table`."""
+    n = len(atype)
+    keep = _within_sel(i, atype[j], distance, spec)
     dropped = len(keep) - int(np.count_nonzero(keep))
     i, j, shift, distance = i[keep], j[keep], shift[keep], distance[keep]
-    keys = (distance, i) if spec.mixed_types else (distance, frame.atype[j], i)
+    keys = (distance, i) if spec.mixed_types else (distance, atype[j], i)
     order = np.lexsort(keys)
     i, j, shift = i[order], j[order], shift[order]
     slot = _rank_in_group(i)
