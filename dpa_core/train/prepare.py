@@ -20,7 +20,7 @@ from dpa_core.batch import NeighborCache
 from dpa_core.bias import change_bias
 from dpa_core.config import ModelConfig, TrainConfig, parse_config
 from dpa_core.data import Dataset, open_dataset
-from dpa_core.errors import DataError
+from dpa_core.errors import DataError, ModelFileError
 from dpa_core.finetune import prepare_finetune, set_trainable
 from dpa_core.loss import EnergyLoss
 from dpa_core.model import Potential, build_model
@@ -252,7 +252,10 @@ def run_identity(config: TrainConfig, datasets: Datasets) -> dict[str, Any]:
     for name, data in zip(("training", "validation"), datasets, strict=True):
         identity[f"fingerprint of the {name} data"] = None if data is None else fingerprint(data)
     if config.finetune is not None:
-        content = Path(config.finetune.model).read_bytes()
+        path = Path(config.finetune.model)
+        if not path.is_file():
+            raise ModelFileError(f"finetune.model: {path}: no such model file")
+        content = path.read_bytes()
         identity["fingerprint of the pretrained model"] = hashlib.sha256(content).hexdigest()[:16]
     return identity
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dpa_core import load_model
+from dpa_core.config import TrainConfig, parse_config
 from dpa_core.data import open_dataset, write_mixed
-from dpa_core.errors import ConfigError, DataError, NumericalError
+from dpa_core.errors import ConfigError, DataError, ModelFileError, NumericalError
 from dpa_core.train import train
 from dpa_core.train.checkpoint import find_checkpoints, load_checkpoint
 from tests.train.small import TYPE_MAP, config, settings, write_emt, write_random
@@ -107,7 +108,7 @@ def test_finetune_only_the_last_layer(emt_run):
     root, _, pretrained = emt_run
     document = settings(root / "valid", numb_steps=5, trainable="last_layer")
     document["finetune"] = {"model": str(pretrained.model), "bias": "change"}
-    summary = train(type(emt_run[1]).model_validate(document), root / "finetuned")
+    summary = train(parse_config(TrainConfig, document, "test"), root / "finetuned")
     old, new = (dict(load_model(p).named_parameters()) for p in (pretrained.model, summary.model))
     changed = [name for name in old if not torch.equal(old[name], new[name])]
     assert changed
@@ -117,6 +118,13 @@ def test_finetune_only_the_last_layer(emt_run):
     assert all(torch.equal(best[k], v) for k, v in load_model(summary.model).state_dict().items())
     history = load_model(summary.model).provenance["finetuned_from"]["provenance"]
     assert history["steps"] == 300
+
+
+def test_a_missing_pretrained_model(tmp_path):
+    document = settings(write_random(tmp_path / "data", 3, 1))
+    document["finetune"] = {"model": str(tmp_path / "no.safetensors")}
+    with pytest.raises(ModelFileError, match=r"finetune\.model: .*no\.safetensors: no such"):
+        train(parse_config(TrainConfig, document, "test"), tmp_path / "run")
 
 
 def test_epochs_mixed_sizes_and_starting_over(tmp_path):
@@ -158,7 +166,7 @@ def test_labels_the_loss_does_not_use(tmp_path):
         "limit_pref_ae": 1,
     }
     with pytest.raises(DataError, match=r"none of the frames .* \(active terms: ae\)"):
-        train(type(config(data)).model_validate(document), tmp_path / "run")
+        train(parse_config(TrainConfig, document, "test"), tmp_path / "run")
 
 
 def test_lines_reach_the_log_of_the_caller(tmp_path, caplog):
