@@ -67,6 +67,10 @@ def test_mixed_drops_virtual_atoms(tmp_path: Path) -> None:
     assert data[2].atom_energy.tolist() == [7.0, 8.0]
     assert data.counts().tolist() == [[1, 0, 1], [0, 3, 0], [1, 0, 1]]
     assert data.counts([2, 1]).tolist() == [[1, 0, 1], [0, 3, 0]]
+    assert data.subset([2, 1, 0]).natoms.tolist() == [2, 3, 2]
+    assert data.subset([1, 2]).counts().tolist() == [[0, 3, 0], [1, 0, 1]]
+    empty = data.subset([])
+    assert (len(empty), empty.systems, empty.energies().tolist()) == (0, (), [])
 
 
 def test_numb_copy_repeats_and_drops(tmp_path: Path) -> None:
