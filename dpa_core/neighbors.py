@@ -6,6 +6,9 @@ atom with most neighbours needs. `sel` never pads it; it only truncates (nearest
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -67,6 +70,22 @@ def _searcher(rcut: float) -> vesin.NeighborList:
     return vesin.NeighborList(cutoff=rcut, full_list=True)
 
 
+@contextmanager
+def _no_new_pointer_types() -> Iterator[None]:
+    """Drop the ctypes pointer types made inside.
+
+    vesin's NumPy interface makes some for every new number of pairs and ctypes keeps them for
+    ever: 20 kB a frame, gigabytes for a large data set.
+    """
+    cache: dict[object, object] = getattr(ctypes, "_pointer_type_cache", {})
+    known = len(cache)
+    try:
+        yield
+    finally:
+        for key in list(cache)[known:]:
+            cache.pop(key, None)
+
+
 def neighbor_pairs(
     coord: NDArray[np.float64],
     box: NDArray[np.float64] | None,
@@ -100,9 +119,10 @@ def neighbor_pairs(
     else:
         periodic = pbc if pbc is not None else True
     try:
-        i, j, shift, distance = _searcher(rcut).compute(
-            points=coord, box=box, periodic=periodic, quantities="ijSd"
-        )
+        with _no_new_pointer_types():
+            i, j, shift, distance = _searcher(rcut).compute(
+                points=coord, box=box, periodic=periodic, quantities="ijSd"
+            )
     except RuntimeError as error:
         raise DataError(f"neighbour search failed for box {box.tolist()}: {error}") from error
     return i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64), distance

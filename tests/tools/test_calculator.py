@@ -17,6 +17,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from dpa_core.calculator import DPACalculator
 from dpa_core.errors import ConfigError, DataError, ModelFileError, NumericalError
 from dpa_core.interchange.native import save_model
+from dpa_core.neighbors import neighbor_pairs
 from tests.tools.conftest import frame
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -202,6 +203,17 @@ def growth(model, steps):
     assert atoms.calc.searches > 3
     assert len(gc.get_objects()) - objects < 500
     return process.memory_info().rss - before
+
+
+def test_neighbour_searches_do_not_leak(rng):
+    """vesin's NumPy interface alone leaves 20 kB behind for every new number of pairs."""
+    neighbor_pairs(rng.random((9, 3)), None, 2.0)
+    gc.collect()
+    before = len(gc.get_objects())
+    counts = {len(neighbor_pairs(9 * rng.random((40, 3)), None, 4.0)[0]) for _ in range(100)}
+    gc.collect()
+    assert len(counts) > 50
+    assert len(gc.get_objects()) - before < 100
 
 
 def test_md_does_not_leak(model):
