@@ -15,8 +15,9 @@ from dpa_core.train.checkpoint import find_checkpoints, load_checkpoint
 from tests.train.small import config, launch, settings, write_random
 
 STEPS = 120
+# Checkpoints (7) fall between rows (3) and validations (16).
 OPTIONS = {
-    "numb_steps": STEPS, "disp_freq": 1, "valid_freq": 16, "save_freq": 7, "enable_ema": True,
+    "numb_steps": STEPS, "disp_freq": 3, "valid_freq": 16, "save_freq": 7, "enable_ema": True,
     "gradient_max_norm": 100.0,
 }  # fmt: skip
 
@@ -33,12 +34,17 @@ def whole(tmp_path_factory):
     return root
 
 
+def last_step(path):
+    """Step of the last complete row."""
+    lines = path.read_text().split("\n")[1:-1] if path.exists() else []
+    return int(lines[-1].split(",")[0]) if lines else 0
+
+
 def interrupt(process, outdir, step, sig):
-    """Send a signal once lcurve.csv has the row of a step; the exit code."""
+    """Send a signal once lcurve.csv has reached a step; the exit code."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        path = outdir / "lcurve.csv"
-        if path.exists() and path.read_bytes().count(b"\n") > step:
+        if last_step(outdir / "lcurve.csv") >= step:
             process.send_signal(sig)
             break
         time.sleep(0.002)
