@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,7 +80,8 @@ def make_labels(frames: Sequence[Frame]) -> Labels:
     for k, frame in enumerate(frames):
         atoms = slice(start, start + len(frame.atype))
         start = atoms.stop
-        targets = ((energy, k), (force, atoms), (virial, k), (atom_energy, atoms))
+        targets: list[tuple[NDArray, Any]]
+        targets = [(energy, k), (force, atoms), (virial, k), (atom_energy, atoms)]
         labels = (frame.energy, frame.force, frame.virial, frame.atom_energy)
         for row, ((array, where), value) in enumerate(zip(targets, labels, strict=True)):
             if value is not None:

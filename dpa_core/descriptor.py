@@ -11,14 +11,14 @@ slots of an atom are equal and one column, counted `rest` times, stands for them
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dpa_core.attention import Gate, GatedAttention
 from dpa_core.config import DPA1Config, SeE2AConfig
-from dpa_core.embedding import ResidualNet, TypeEmbedding
+from dpa_core.embedding import ResidualLayer, ResidualNet, TypeEmbedding
 from dpa_core.env_mat import env_rows
 from dpa_core.errors import ConfigError
 
@@ -181,15 +181,16 @@ class DPA1Descriptor(_Descriptor):
         return g_s * g_t + g_s
 
     def _embed_concat(self, s: Tensor, types: Tensor, env: Environment) -> Tensor:
-        first = self.embedding.layers[0]
+        first = cast(ResidualLayer, self.embedding.layers[0])
+        bias = 0.0 if first.bias is None else first.bias
         tebd = self.config.tebd_dim
         # The type part of the first layer depends on the types alone: tables, not products.
         neighbor_part = (types @ first.weight[1 : 1 + tebd])[env.neighbor_type]
         linear = s * first.weight[0] + neighbor_part
         if self.config.type_one_side:
-            linear = linear + first.bias
+            linear = linear + bias
         else:
-            centre_part = types @ first.weight[1 + tebd :] + first.bias
+            centre_part = types @ first.weight[1 + tebd :] + bias
             linear = linear + centre_part[env.atype][:, None]
         x = s
         if first.copies:
@@ -244,7 +245,7 @@ class SeE2ADescriptor(_Descriptor):
         return centre + self.ntypes * neighbor
 
     def _empty_slots(self, env: Environment) -> Tensor:
-        """What the empty slots of every type's block add to RᵀG, (N, 4, C)."""
+        """Return what the empty slots of every type's block add to RᵀG, (N, 4, C)."""
         types = torch.arange(self.ntypes, device=env.atype.device)
         occupied = torch.stack(
             [(env.mask & (env.neighbor_type == t)).sum(-1) for t in range(self.ntypes)], dim=-1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     if base in ("silut", "custom_silu"):
         limit = float(threshold or 3.0)
         return lambda x: silut(x, limit)
-    return {
+    named: dict[str, Callable[[Tensor], Tensor]] = {
         "tanh": torch.tanh,
         "relu": F.relu,
         "relu6": F.relu6,
@@ -29,7 +30,8 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         "silu": F.silu,
         "linear": lambda x: x,
         "none": lambda x: x,
-    }[base]
+    }
+    return named[base]
 
 
 def silut(x: Tensor, threshold: float) -> Tensor:
@@ -109,12 +111,13 @@ class ResidualNet(nn.Module):
         super().__init__()
         ins = [width_in, *widths]
         layers = [
-            ResidualLayer(i, o, activation_function, resnet_dt, generator)
-            for i, o in zip(ins[:-1], ins[1:], strict=True)
+            ResidualLayer(i, o, activation_function, resnet_dt, generator) for i, o in pairwise(ins)
         ]
         if linear_out is not None:
             layers.append(
-                ResidualLayer(ins[-1], linear_out, "linear", False, generator, skip=False)
+                ResidualLayer(
+                    ins[-1], linear_out, "linear", resnet_dt=False, generator=generator, skip=False
+                )
             )
         self.layers = nn.ModuleList(layers)
 
@@ -148,7 +151,7 @@ class TypeEmbedding(nn.Module):
         inputs = electron_configurations(type_map) if use_econf else torch.eye(ntypes)
         self.register_buffer("inputs", inputs.double(), persistent=False)
         self.layer = ResidualLayer(
-            inputs.shape[1], tebd_dim, "linear", False, generator, bias=use_bias
+            inputs.shape[1], tebd_dim, "linear", resnet_dt=False, generator=generator, bias=use_bias
         )
 
     def forward(self) -> Tensor:
@@ -156,8 +159,6 @@ class TypeEmbedding(nn.Module):
         return self.layer(self.inputs.to(self.layer.weight.dtype))
 
 
-def _normal(
-    shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator
-) -> Tensor:
+def _normal(shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator) -> Tensor:
     # Drawn in float64 so that a seed means the same weights in either precision.
     return torch.empty(shape, dtype=torch.float64).normal_(mean, std, generator=generator)

@@ -76,7 +76,7 @@ class Batch(NamedTuple):
     box: Tensor
     frame: Tensor
     natoms: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     shift: Tensor
     mask: Tensor
     fparam: Tensor | None = None
@@ -89,7 +89,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
-        return Batch(*(None if x is None else x.to(device) for x in self))
+        moved = (None if x is None else x.to(device) for x in self)
+        return Batch(*moved)  # type: ignore[arg-type]  # None stays where None was
 
 
 class Labels(NamedTuple):

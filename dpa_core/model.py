@@ -56,6 +56,8 @@ class Potential(nn.Module):
 
     out_bias: Tensor
     out_std: Tensor
+    pair_allowed: Tensor
+    silent: Tensor
 
     def __init__(self, config: ModelConfig, seed: int = 1) -> None:
         super().__init__()
@@ -85,9 +87,7 @@ class Potential(nn.Module):
     def spec(self) -> NeighborSpec:
         """What the model asks of the neighbour search."""
         descriptor = self.descriptor
-        return NeighborSpec(
-            self.config.descriptor.rcut, descriptor.sel, descriptor.mixed_types
-        )
+        return NeighborSpec(self.config.descriptor.rcut, descriptor.sel, descriptor.mixed_types)
 
     def forward(
         self,
@@ -117,7 +117,8 @@ class Potential(nn.Module):
     def environment(self, batch: Batch) -> Environment:
         """Types and masks of the neighbourhoods of a batch, excluded pairs removed."""
         real_type = batch.atype.clamp(min=0)
-        first = torch.searchsorted(batch.frame, torch.arange(batch.nframes, device=batch.frame.device))
+        frames = torch.arange(batch.nframes, device=batch.frame.device)
+        first = torch.searchsorted(batch.frame, frames)
         pad_type = real_type[first][batch.frame]
         neighbor_type, mask = real_type[batch.index], batch.mask
         if self.config.pair_exclude_types:
@@ -125,9 +126,7 @@ class Potential(nn.Module):
             neighbor_type = torch.where(mask, neighbor_type, pad_type[:, None])
         return Environment(real_type, neighbor_type, pad_type, mask)
 
-    def inputs_of(
-        self, batch: Batch, atoms: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def inputs_of(self, batch: Batch, atoms: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Types, frame parameters and atom parameters of some atoms, for `forward`."""
         net = self.config.fitting_net
         fparam = aparam = None
@@ -227,9 +226,7 @@ def _frames(
     if types.shape == (natoms,):
         types = np.broadcast_to(types, (n, natoms))
     if types.shape != (n, natoms):
-        raise DataError(
-            f"atype has shape {types.shape}; expected ({natoms},) or ({n}, {natoms})"
-        )
+        raise DataError(f"atype has shape {types.shape}; expected ({natoms},) or ({n}, {natoms})")
     if types.size and types.max() >= ntypes:
         raise DataError(f"atype {types.max()} is out of range; type_map has {ntypes} elements")
     boxes = None

@@ -54,7 +54,7 @@ class Neighbors(NamedTuple):
         Neighbours within rcut left out because `sel` was full.
     """
 
-    index: NDArray[np.int32]
+    index: NDArray[np.int32]  # type: ignore[assignment]  # hides tuple.index
     shift: NDArray[np.int16]
     mask: NDArray[np.bool_]
     dropped: int = 0
