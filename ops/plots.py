@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 INK = "#22303c"
 COLORS = ("#2563a6", "#d1603d", "#3a8f5c", "#8a5aa8", "#b8892b", "#4a9aa8", "#a8456b", "#6b7280")
 SCATTER_LIMIT = 3000
+MIN_SHOWN = 1e-4
+LABELS = {"rmse_e": "energy RMSE, meV/atom", "rmse_f": "force RMSE, meV/Å"}
 STYLE: Any = {
     "figure.dpi": 130, "savefig.bbox": "tight", "font.size": 9, "axes.titlesize": 9.5,
     "axes.edgecolor": "#9aa5b1", "axes.labelcolor": INK, "text.color": INK,
@@ -28,29 +32,54 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a row of axes in the house style, without touching pyplot's state."""
-    import matplotlib
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _styled(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a drawing function in the house style; pyplot and its global state stay untouched."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a row of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
-    return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
 
 
+@_styled
 def png(figure: Figure) -> bytes:
     """Render a figure as PNG."""
-    import matplotlib
-
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
+def three_digits(value: float | None) -> str:
+    """Format with three significant digits, no exponent for everyday sizes."""
+    return "–" if value is None else f"{value:.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """Return how many decimals show three significant digits."""
+    if value == 0 or abs(value) >= 100:
+        return 0
+    return min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
+@_styled
 def parity_figure(
     result: TestResult, shifted: NDArray[np.float64] | None, path: Path, title: str
 ) -> Path:
@@ -68,7 +97,7 @@ def parity_figure(
         Names of model and data set.
     """
     panels = _panels(result, shifted)
-    figure, axes = new_figure(len(panels), 3.5 * len(panels), 3.4)
+    figure, axes = _new_figure(len(panels), 3.5 * len(panels), 3.4)
     for ax, panel in zip(axes, panels, strict=True):
         _parity(ax, panel)
     figure.suptitle(title, fontsize=10, fontweight="bold")
@@ -88,7 +117,7 @@ class _Panel(NamedTuple):
 
     def error(self, values: NDArray[np.float64]) -> str:
         rmse = float(np.sqrt(np.mean((values - self.x) ** 2)))
-        return f"{1000 * rmse:.3g} m{self.unit}"
+        return f"{three_digits(1000 * rmse)} m{self.unit}"
 
 
 def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[_Panel]:
@@ -111,20 +140,19 @@ def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[_Pa
 def _parity(ax: Axes, panel: _Panel) -> None:
     x, y, refit = panel.x, panel.y, panel.refit
     title = f"{panel.name}: RMSE {panel.error(y)}"
-    shown = [x, y]
+    shown = np.concatenate([x, y] if refit is None else [x, y, refit])
+    low, high = float(shown.min()), float(shown.max())
+    margin = 0.04 * (high - low) or 0.1
+    limits = (low - margin, high + margin)
     if len(x) > SCATTER_LIMIT:
-        ax.hexbin(x, y, gridsize=70, bins="log", mincnt=1, cmap="viridis", linewidths=0.1)
+        ax.hexbin(x, y, gridsize=80, bins="log", mincnt=1, extent=(*limits, *limits),
+                  cmap="viridis", linewidths=0.1)  # fmt: skip
     else:
         ax.scatter(x, y, s=9, alpha=0.6, color=COLORS[0], linewidths=0, label="as it is")
     if refit is not None:
         ax.scatter(x, refit, s=9, alpha=0.6, color=COLORS[1], linewidths=0, label="bias refitted")
         ax.legend(loc="upper left", fontsize=8, markerscale=1.6, handletextpad=0.2)
         title += f"\nafter bias refit {panel.error(refit)}"
-        shown.append(refit)
-    low = min(float(values.min()) for values in shown)
-    high = max(float(values.max()) for values in shown)
-    margin = 0.04 * (high - low) or 0.1
-    limits = (low - margin, high + margin)
     ax.plot(limits, limits, color="#6b7280", linewidth=0.8, zorder=0.5)
     ax.set(
         xlim=limits,
@@ -136,6 +164,7 @@ def _parity(ax: Axes, panel: _Panel) -> None:
     )
 
 
+@_styled
 def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
     """Draw training curves: RMSE of energy and force against the step, logarithmic.
 
@@ -145,9 +174,8 @@ def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> 
         Run name -> columns of its `lcurve.csv`. Columns that start with `valid_` or end with
         `_val` are drawn as full lines, training columns thin behind them.
     """
-    panels = (("rmse_e", "energy RMSE, eV/atom"), ("rmse_f", "force RMSE, eV/Å"))
-    figure, axes = new_figure(2, 9.6, 3.3)
-    for ax, (key, label) in zip(axes, panels, strict=True):
+    figure, axes = _new_figure(2, 9.6, 3.3)
+    for ax, (key, label) in zip(axes, LABELS.items(), strict=True):
         for k, (name, columns) in enumerate(curves.items()):
             color = COLORS[k % len(COLORS)]
             dash = ("-", "--", ":", "-.")[k // len(COLORS) % 4]
@@ -155,7 +183,8 @@ def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> 
             _line(ax, columns["step"], train, color, dash, None if valid is not None else name,
                   faint=valid is not None)  # fmt: skip
             _line(ax, columns["step"], valid, color, dash, name, faint=False)
-        ax.set(xscale="log", yscale="log", xlabel="step", ylabel=label)
+        ax.set(xscale="log", xlabel="step", ylabel=label)
+        _log_axis(ax)
     _legend_right(axes)
     return figure
 
@@ -187,10 +216,11 @@ def _line(
         return
     shown = np.isfinite(values) & (values > 0) & (step > 0)
     if shown.any():
-        ax.plot(step[shown], values[shown], color=color, linestyle=dash, label=name,
+        ax.plot(step[shown], 1000 * values[shown], color=color, linestyle=dash, label=name,
                 linewidth=0.7 if faint else 1.5, alpha=0.35 if faint else 1.0)  # fmt: skip
 
 
+@_styled
 def efficiency_figure(
     panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], title: str
 ) -> Figure:
@@ -205,8 +235,7 @@ def efficiency_figure(
     title
         Name of the test set.
     """
-    labels = {"rmse_e": "energy RMSE, eV/atom", "rmse_f": "force RMSE, eV/Å"}
-    figure, axes = new_figure(len(panels), 4.6 * len(panels), 3.4)
+    figure, axes = _new_figure(len(panels), 4.6 * len(panels), 3.4)
     kinds = list(dict.fromkeys(kind for series in panels.values() for kind in series))
     # horizontal lines take greys, so that the curves keep the first colours
     curves = [kind for kind in kinds if any(set(s.get(kind, {})) - {0} for s in panels.values())]
@@ -216,10 +245,11 @@ def efficiency_figure(
                 _curve(ax, series[kind], COLORS[curves.index(kind) % len(COLORS)], kind)
             else:
                 dash = ("--", ":", "-.")[(kinds.index(kind)) % 3]
-                value = float(np.mean(series[kind][0]))
+                value = 1000 * float(np.mean(series[kind][0]))
                 ax.axhline(value, color="#6b7280", linestyle=dash, linewidth=1.1, label=kind)
         ticks = sorted({n for kind in curves for n in series.get(kind, {})})
-        ax.set(xscale="log", yscale="log", xlabel="training frames", ylabel=labels[key])
+        ax.set(xscale="log", xlabel="training frames", ylabel=LABELS[key])
+        _log_axis(ax)
         ax.set_xticks(ticks, [str(n) for n in ticks])
         ax.tick_params(axis="x", which="minor", bottom=False)
         ax.set_title(title)
@@ -229,10 +259,28 @@ def efficiency_figure(
 
 def _curve(ax: Axes, points: Mapping[int, Sequence[float]], color: str, kind: str) -> None:
     frames = sorted(points)
-    values = [np.asarray(points[n], dtype=float) for n in frames]
+    values = [1000 * np.asarray(points[n], dtype=float) for n in frames]
     low, high = [v.min() for v in values], [v.max() for v in values]
     ax.fill_between(frames, low, high, color=color, alpha=0.15, linewidth=0)
     ax.plot(frames, [v.mean() for v in values], "o-", color=color, markersize=4, label=kind)
+
+
+def _log_axis(ax: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers at enough ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = ax.get_ylim()
+    ax.set_yscale("log")
+    bottom, top = ax.dataLim.y0, ax.dataLim.y1
+    if 0 < bottom < top:
+        ax.set_ylim(max(bottom, MIN_SHOWN * top) * 0.9, top * 1.1)
+    else:
+        ax.set_ylim(low, high)
+    low, high = ax.get_ylim()
+    subs = (1, 1.5, 2, 3, 4, 6, 8) if high < 5 * low else (1, 2, 5) if high < 300 * low else (1,)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend_right(axes: Sequence[Axes]) -> None:
@@ -247,6 +295,7 @@ def _legend_right(axes: Sequence[Axes]) -> None:
         )
 
 
+@_styled
 def embedding_figure(
     points: NDArray[np.float64],
     elements: Sequence[str],
@@ -266,7 +315,9 @@ def embedding_figure(
     explained
         (2,) fractions of the variance.
     """
-    figure, axes = new_figure(2, 9.2, 4.1)
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _new_figure(2, 9.2, 4.1)
     values = {"group": [group for _, group in places], "period": [period for period, _ in places]}
     crowded = len(elements) > 40
     for ax, (what, numbers) in zip(axes, values.items(), strict=True):
@@ -276,7 +327,9 @@ def embedding_figure(
         for (x, y), name in zip(points, elements, strict=True):
             ax.annotate(name, (x, y), ha="center", va="center", fontsize=6 if crowded else 8.5)
         note = " (0: f block)" if what == "group" and 0 in numbers else ""
-        figure.colorbar(drawn, ax=ax, label=what + note, shrink=0.8)
+        bar = figure.colorbar(drawn, ax=ax, label=what + note, shrink=0.8)
+        bar.locator = MaxNLocator(integer=True)
+        bar.update_ticks()
         ax.margins(0.12)
         ax.set(xlabel=f"PC 1 ({100 * explained[0]:.0f} %)",
                ylabel=f"PC 2 ({100 * explained[1]:.0f} %)", title=f"by {what}")  # fmt: skip

@@ -20,7 +20,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from dpa_core.config import Config
 from dpa_core.errors import DPAError
 from ops.files import read_json, write_text
-from ops.report_tables import Kind, Table, best_row, result_tables, three_digits, title, verdict
+from ops.plots import three_digits
+from ops.report_tables import Kind, Table, best_row, result_tables, title, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,6 +112,7 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
         "learning": _learning(steps, kinds),
         "parity": _parity(inputs.artifacts, steps, kinds, config.max_parity),
         "collects": steps.collects,
+        "shown_columns": _shown_columns,
         "quiet": [name for name, document in steps.collects.items() if _is_quiet(document)],
         "biases": steps.biases,
         "embedding": _embedding(inputs.artifacts, steps, config),
@@ -161,6 +163,13 @@ def read_lcurve(path: Path) -> dict[str, NDArray[np.float64]]:
 
 def _float(text: str | None) -> float:
     return float(text) if text else math.nan
+
+
+def _shown_columns(document: Mapping[str, Any]) -> list[str]:
+    """Columns of a table of collected frames that are not zero throughout."""
+    total = document["table"][-1]
+    always = ("files", "found", "kept")
+    return [c for c in total if c not in ("source", "path") and (total[c] or c in always)]
 
 
 def _is_quiet(document: Mapping[str, Any]) -> bool:
@@ -266,8 +275,18 @@ def _parity(
     artifacts: Mapping[str, Path], steps: _Steps, kinds: Mapping[str, Kind], limit: int
 ) -> dict[str, Any]:
     models = _representatives(dict.fromkeys(entry["model"] for entry in steps.results), kinds)
+    # forces are those of the model before the refit, and its energies are drawn there as well
+    models = [name for name in models if name not in steps.biases]
+    most = {label: max(n or 0 for name, n in kinds.values() if name == label)
+            for label, _ in kinds.values()}  # fmt: skip
+
+    def rank(entry: Mapping[str, Any]) -> bool:
+        """Sort the largest number of frames of every kind to the front."""
+        label, frames = kinds.get(entry["model"], ("", 0))
+        return (frames or 0) < most.get(label, 0)
+
     images: dict[str, str] = {}
-    for entry in steps.results:
+    for entry in sorted(steps.results, key=rank):
         name = f"{entry['model']}--{entry['data']}"
         path = artifacts[entry["step"]] / f"parity-{name}.png"
         if entry["model"] in models and path.exists() and len(images) < limit:

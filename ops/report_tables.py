@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ops.plots import decimals, three_digits
+
 METRICS = (
     ("rmse_e", "energy RMSE", "meV/atom"),
     ("refit_rmse_e", "after bias refit", "meV/atom"),
@@ -25,6 +27,12 @@ class Cell(NamedTuple):
     mean: float
     spread: float | None
     best: bool = False
+
+    def texts(self) -> tuple[str, str | None]:
+        """Mean with three significant digits, spread with the same decimals."""
+        if self.spread is None:
+            return three_digits(self.mean), None
+        return three_digits(self.mean), f"{self.spread:.{decimals(self.mean)}f}"
 
 
 class Row(NamedTuple):
@@ -173,10 +181,17 @@ def verdict(tables: Sequence[Table]) -> str | None:
         best = best_row(table)
         if best is None or len(table.rows) < 2:
             continue
-        row, (_, metric, unit), value = best
+        row, (key, metric, unit), value = best
+        k = [column[0] for column in table.columns].index(key)
+        rivals = [
+            f"{rival.label} {three_digits(cell.mean)}"
+            for rival in table.rows
+            if rival.frames == row.frames and rival is not row and (cell := rival.cells[k])
+        ]
         sentences.append(
-            f"On {table.data} ({table.nframes} frames), the smallest {metric} of {len(table.rows)} "
-            f"is that of {title(row)}: {three_digits(value)} {unit}."
+            f"On {table.data} ({table.nframes} frames), {title(row)} has the smallest {metric} of "
+            f"{len(table.rows)}: {three_digits(value)} {unit}"
+            + (f" (as many frames, {', '.join(rivals)})." if row.frames and rivals else ".")
         )
     return " ".join(sentences) or None
 
@@ -186,13 +201,3 @@ def title(row: Row) -> str:
     if row.frames is None:
         return row.label
     return f"{row.label} ({row.frames} training frame{'s' if row.frames > 1 else ''})"
-
-
-def three_digits(value: float | None) -> str:
-    """Format with three significant digits, no exponent for everyday sizes."""
-    if value is None:
-        return "–"
-    if value != 0 and abs(value) < 100:
-        digits = max(0, 2 - math.floor(math.log10(abs(value))))
-        return f"{value:.{min(digits, 6)}f}"
-    return f"{value:.0f}"
