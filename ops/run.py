@@ -43,11 +43,11 @@ def classify(error: BaseException) -> tuple[base.Kind, str]:
 
 
 def watch_parent(parent: int) -> None:
-    """Ask this process to stop once the process that started it is gone."""
+    """Ask this process and all it started to stop once the process that started it is gone."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL)
     logging.getLogger(__name__).warning("the pipeline ended, stopping")
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.killpg(0, signal.SIGTERM)
     time.sleep(base.STOP_GRACE)
     os.killpg(0, signal.SIGKILL)
 

@@ -1,6 +1,7 @@
 """Cheap OPs to test the machinery with: no torch, no data."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ class ToyConfig(Config):
     value: int = 0
     seconds: float = 0.0
     fail: str = ""
-    marker: str | None = None
+    calls: str | None = None
 
 
 class ToyInputs(NamedTuple):
@@ -25,36 +26,54 @@ class ToyInputs(NamedTuple):
 
 
 def add(inputs: ToyInputs, config: ToyConfig, outdir: Path) -> None:
-    """Write value + the numbers of the inputs; count the calls in `calls`."""
-    calls = outdir / "calls"
-    calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
-    if config.marker:
-        with Path(config.marker).open("a") as file:
-            file.write("x")
+    """Write value + the numbers of the inputs; note start and end of every call."""
+    _note(config, outdir, "start")
     time.sleep(config.seconds)
-    misbehave(config)
+    _misbehave(config, outdir)
     paths = [*inputs.parts, *([inputs.one] if inputs.one else [])]
-    total = config.value + sum(int(path.read_text()) for path in paths)
-    (outdir / "number").write_text(str(total))
+    (outdir / "number").write_text(str(config.value + sum(int(p.read_text()) for p in paths)))
+    (outdir / "report.html").write_text("<html></html>")
+    _note(config, outdir, "end")
 
 
-def misbehave(config: ToyConfig) -> None:
+def count(inputs: ToyInputs, config: ToyConfig, outdir: Path) -> None:
+    """Count to `value`, going on from what an interrupted run had reached."""
+    del inputs
+    place = outdir / "reached"
+    for number in range(int(place.read_text()) if place.exists() else 0, config.value):
+        _note(config, outdir, str(number))
+        time.sleep(config.seconds)
+        place.write_text(str(number + 1))
+    (outdir / "number").write_text(place.read_text())
+
+
+def _note(config: ToyConfig, outdir: Path, text: str) -> None:
+    if config.calls:
+        with Path(config.calls).open("a") as file:
+            file.write(f"{outdir.name} {text} {time.time()}\n")
+
+
+def _misbehave(config: ToyConfig, outdir: Path) -> None:
     if config.fail == "data":
         raise DataError("energy.npy: NaN in frame 3")
     if config.fail == "memory":
         raise MemoryError
-    if config.fail == "once":
-        marker = Path(config.marker)
-        if marker.read_text() == "x":
-            raise OSError("stale file handle")
+    if config.fail == "once" and Path(config.calls).read_text().count("start") == 1:
+        raise OSError("stale file handle")
+    if config.fail == "always":
+        raise OSError("stale file handle")
     if config.fail == "kill":
         os.kill(os.getpid(), 9)
     if config.fail == "exit":
         sys.exit(0)
     if config.fail == "bug":
         raise KeyError("oops")
+    if config.fail == "hang":
+        child = subprocess.Popen(["sleep", "60"])
+        (outdir / "grandchild").write_text(str(child.pid))
+        child.wait()
 
 
 ADD = OpSpec("tests.workflows.toy_ops:add", "tests.workflows.toy_ops:ToyInputs",
              "tests.workflows.toy_ops:ToyConfig")  # fmt: skip
-CONTINUE = ADD._replace(resumable=True)
+COUNT = ADD._replace(function="tests.workflows.toy_ops:count", resumable=True)

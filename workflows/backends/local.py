@@ -61,6 +61,11 @@ class RunFolder(NamedTuple):
         return self.root / ".dflow" / "plan.json"
 
     @property
+    def master_lock(self) -> Path:
+        """Held by dflow's process and its workers."""
+        return self.root / ".dflow" / "master.lock"
+
+    @property
     def log(self) -> Path:
         """What dflow printed."""
         return self.root / ".dflow" / "dflow.log"
@@ -121,6 +126,7 @@ def run(
     with locked(folder):
         if text is not None:
             folder.pipeline.write_text(text, encoding="utf-8")
+        _wait_for_leftovers(folder)
         prints = fingerprints(nodes)
         prune(nodes, prints, folder)
         folder.steps.mkdir(parents=True, exist_ok=True)
@@ -166,6 +172,21 @@ def locked(folder: RunFolder) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _wait_for_leftovers(folder: RunFolder) -> None:
+    """Wait until the processes of a run that was killed have noticed and ended."""
+    from filelock import FileLock, Timeout
+
+    for path in (folder.master_lock, *folder.steps.glob(".*.lock")):
+        try:
+            with FileLock(path, timeout=STOP_GRACE + LOCK_PATIENCE):
+                pass
+        except Timeout as error:
+            raise ConfigError(
+                f"processes of an earlier run are still at work in {folder.root} ({path.name} is "
+                "held); end them and try again"
+            ) from error
 
 
 def is_running(folder: RunFolder) -> bool:
@@ -327,7 +348,7 @@ def _supervise(
 ) -> Result:
     with folder.log.open("ab") as log:
         master = subprocess.Popen(
-            [sys.executable, "-m", "workflows.backends.master", str(folder.root)],
+            [sys.executable, "-P", "-m", "workflows.backends.master", str(folder.root)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

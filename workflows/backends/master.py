@@ -6,6 +6,7 @@ means nothing, the steps' status files tell how they ended.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -26,10 +27,20 @@ def watch_parent(parent: int) -> None:
     os.killpg(0, signal.SIGTERM)
 
 
+def hold(lock: Path) -> None:
+    """Lock a file until this process and the workers it forks are gone.
+
+    Forked workers share the lock because the descriptor stays open; filelock would close it.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 def main() -> None:
     """Build the dflow Steps of the plan and run them."""
     threading.Thread(target=watch_parent, args=(os.getppid(),), daemon=True).start()
     folder = RunFolder(Path(sys.argv[1]))
+    hold(folder.master_lock)
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
     from dflow import Workflow
 
