@@ -184,14 +184,12 @@ def test_misspelt_key_is_explained():
 
 
 def test_unconverged_dft_output_is_named(tmp_path, shared):
-    """A real unconverged calculation beside a good one; the manifest says which is which."""
-    manifest = shared / "data/raw_samples/manifest.csv"
-    with manifest.open() as file:
-        rows = [row for row in csv.DictReader(file) if "unconverged" in row["note"].lower()]
-    paths = [p for row in rows if (p := manifest.parent / row["file"]).exists()]
-    if not paths:
-        pytest.skip("the samples have no unconverged file")
-    sources = [{"path": str(path)} for path in paths]
-    with pytest.raises(DataError) as error:
-        run(tmp_path, sources=sources, filters={"require": []})
-    assert all(path.name in str(error.value) for path in paths)
+    """A real calculation whose SCF did not converge, beside a good one of another code."""
+    samples = shared / "data/raw_samples"
+    bad = samples / "gaussian/noncoveraged.gaussianlog"
+    sources = [{"path": str(bad)}, {"path": str(samples / "vasp/OUTCAR.h2o.md.10")}]
+    with pytest.raises(DataError, match=r"noncoveraged\.gaussianlog.*not converged"):
+        run(tmp_path, sources=sources)
+    report = run(tmp_path, sources=sources, on_bad="skip")
+    assert [row["kept"] for row in report.table] == [0, 10, 10]
+    assert report.table[0]["unreadable"] == 1
