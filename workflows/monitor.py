@@ -70,7 +70,7 @@ def table(states: Sequence[StepState], folder: RunFolder, limit: int | None = No
     from rich.text import Text
 
     shown = _fold(list(states), limit)
-    result = Table(box=None, pad_edge=False, title=None, caption=summary(states))
+    result = Table(box=None, pad_edge=False, caption=summary(states), caption_justify="left")
     for name in ("step", "state", "time"):
         result.add_column(name, no_wrap=True)
     result.add_column("", overflow="ellipsis", no_wrap=True)

@@ -107,7 +107,15 @@ def failed_run(tmp_path):
                                    strict=True):  # fmt: skip
         outdir = folder.steps / node.key
         outdir.mkdir(parents=True)
-        status = base.Status(node.key, node.op, state, reason, elapsed=65.4, fingerprint="f")
+        status = base.Status(
+            node.key,
+            node.op,
+            state,
+            reason,
+            elapsed=65.4,
+            fingerprint="f",
+            started="2026-01-01T00:00:00+00:00",
+        )
         base.write_json(outdir / base.STATUS, status._asdict())
         (outdir / base.LOG).write_text(f"log of {node.key}\n")
     return folder
