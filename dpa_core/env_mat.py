@@ -1,6 +1,8 @@
 """The environment matrix of DeepPot-SE (arXiv:1805.09003) that DPA-1 shares.
 
     row_ij = w(r) [ 1/(r+p), d/(r+p)² ],   d = r_j - r_i,   r = |d|,   p = env_protection
+
+A row holds a neighbour: its inverse distance and its direction, both faded out at rcut.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""One step each: a plain function `f(inputs, config, outdir)`, wrapped as a dflow OP."""

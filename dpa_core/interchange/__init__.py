@@ -1,0 +1,1 @@
+"""Model files: the native one (safetensors with a JSON header)."""
