@@ -121,11 +121,7 @@ class NeighborCache:
         if table is None:
             table = neighbor_table(frame, self.spec)
             if table.dropped and not self.dropped:
-                log.warning(
-                    "sel is full: %d neighbours of frame %d lie within rcut but are left out "
-                    "(the nearest are kept); raise descriptor.sel (now %s) for smooth forces",
-                    table.dropped, k, list(self.spec.sel),
-                )  # fmt: skip
+                log.warning("frame %d: %s", k, table.overflow(self.spec))
             self.dropped += table.dropped
             if self._bytes + table.nbytes <= self.max_bytes:
                 self._tables[k] = table

@@ -172,11 +172,7 @@ class DPACalculator(Calculator):
         table = table_of_pairs(frame.atype, i[near], j[near], shift[near], distance[near], spec)
         if table.dropped and not self._warned:
             self._warned = True
-            log.warning(
-                "sel is full: %d neighbours within rcut are left out (the nearest are kept), "
-                "forces are not smooth; the model's descriptor.sel is %s",
-                table.dropped, list(spec.sel),
-            )  # fmt: skip
+            log.warning(table.overflow(spec))
         return table
 
     def _valid(self, old: _Candidates, frame: Frame, pbc: Periodicity) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from dpa_core.descriptor import Environment, build_descriptor, pair_filter
 from dpa_core.errors import DataError
 from dpa_core.fitting import EnergyFitting
 from dpa_core.frames import Batch, Frame
-from dpa_core.neighbors import NeighborSpec
+from dpa_core.neighbors import NeighborSpec, neighbor_table
+
+log = logging.getLogger(__name__)
 
 # Atoms evaluated together by `evaluate`: bounds memory for many frames.
 _EVALUATE_ATOMS = 1024
@@ -64,6 +67,7 @@ class Potential(nn.Module):
         self.config = config
         self.type_map = config.type_map
         self.provenance: dict[str, Any] = {}
+        self._warned = False
         ntypes = len(config.type_map)
         self.descriptor = build_descriptor(
             config.descriptor, config.type_map, _generator(config.descriptor.seed, seed)
@@ -184,7 +188,13 @@ class Potential(nn.Module):
         device = self.out_bias.device
         parts = []
         for start in range(0, len(frames), step):
-            batch = make_batch(frames[start : start + step], self.spec).to(device)
+            some = frames[start : start + step]
+            tables = [neighbor_table(frame, self.spec) for frame in some]
+            for table in tables:
+                if table.dropped and not self._warned:
+                    self._warned = True
+                    log.warning(table.overflow(self.spec))
+            batch = make_batch(some, self.spec, tables).to(device)
             parts.append(predict(self, batch, atom_virial=atom_virial))
 
         def join(name: str, *shape: int) -> NDArray[np.float64]:

@@ -59,6 +59,13 @@ class Neighbors(NamedTuple):
     mask: NDArray[np.bool_]
     dropped: int = 0
 
+    def overflow(self, spec: NeighborSpec) -> str:
+        """Warning for a table that had to leave neighbours out."""
+        return (
+            f"sel is full: {self.dropped} neighbours within rcut are left out (the nearest are "
+            f"kept), so forces are not smooth; the model's descriptor.sel is {list(spec.sel)}"
+        )
+
     @property
     def nbytes(self) -> int:
         """Memory the table takes, bytes."""

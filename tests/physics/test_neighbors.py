@@ -151,7 +151,7 @@ def test_overflow_is_reported(caplog: pytest.LogCaptureFixture) -> None:
         cache.batch([frame, frame], [0, 1])
     assert cache.dropped == 2 * neighbor_table(frame, cache.spec).dropped > 0
     assert "sel" in caplog.text
-    assert "now [7]" in caplog.text
+    assert "descriptor.sel is [7]" in caplog.text
 
 
 def test_virtual_atoms_are_nobodys_neighbours() -> None:

@@ -146,3 +146,10 @@ def test_golden_descriptor() -> None:
     row = model.descriptor.type_embedding()[0].detach().numpy()
     expected = numbers("-0.499149011584 -0.56868618154 -0.370761354351 0.001538331095")
     np.testing.assert_allclose(row, expected, rtol=0, atol=6e-13)
+
+
+def test_full_sel_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = golden_model({"sel": 10})
+    for _ in range(2):
+        model.evaluate(COORD[None], BOX[None], ATYPE)
+    assert caplog.text.count("sel is full") == 1
