@@ -251,7 +251,7 @@ def _attempt(request: StepRequest, outdir: Path, status: Status) -> Status:
         output.write(f"--- {request.key}: attempt {status.attempts}\n".encode())
         output.flush()
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ops.run", str(outdir)],
+            [sys.executable, "-P", "-m", "ops.run", str(outdir), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Child process of a step: `python -m ops.run OUTDIR` does what OUTDIR/request.json asks.
+"""Child process of a step: `python -m ops.run OUTDIR PARENT` does what OUTDIR/request.json asks.
 
 Whatever happens is written to OUTDIR/outcome.json; only `ops.base.run_step` reads it.
 """
@@ -43,7 +43,10 @@ def classify(error: BaseException) -> tuple[base.Kind, str]:
 
 
 def watch_parent(parent: int) -> None:
-    """Ask this process and all it started to stop once the process that started it is gone."""
+    """Ask this process and all it started to stop once process `parent` is gone.
+
+    The number is given by the parent: asked for here, it might already be gone.
+    """
     while os.getppid() == parent:
         time.sleep(PARENT_POLL)
     logging.getLogger(__name__).warning("the pipeline ended, stopping")
@@ -65,7 +68,7 @@ def execute(outdir: Path) -> None:
 def main() -> int:
     """Run the step and return the exit code: 0, 1, 2 (settings or data), 75 (try again)."""
     outdir = Path(sys.argv[1])
-    threading.Thread(target=watch_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=watch_parent, args=(int(sys.argv[2]),), daemon=True).start()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )

@@ -161,6 +161,18 @@ def test_no_process_survives_the_end_of_its_parent(tmp_path, number):
         assert base.read_status(tmp_path / "step").state == "interrupted"
 
 
+@pytest.mark.parametrize("module", ["ops.run", "workflows.backends.master"])
+def test_a_parent_that_was_gone_before_the_start_is_noticed(tmp_path, module):
+    (tmp_path / ".dflow").mkdir()
+    plan = {"nodes": [], "execution": {}, "fingerprints": {}}
+    (tmp_path / ".dflow" / "plan.json").write_text(json.dumps(plan))
+    ask = request(seconds=60).model_dump(mode="json")
+    (tmp_path / "request.json").write_text(json.dumps(ask))
+    command = [sys.executable, "-m", module, str(tmp_path), "999999999"]
+    child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    assert child.wait(20) == -signal.SIGTERM
+
+
 def test_classify_os_errors():
     assert classify(OSError(errno.EIO, "I/O"))[0] == "transient"
     assert classify(OSError(errno.ENOSPC, "No space"))[0] == "fatal"

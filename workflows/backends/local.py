@@ -346,9 +346,10 @@ def _supervise(
     flag: _Flag,
     watch: Callable[[list[StepState]], None],
 ) -> Result:
+    command = [sys.executable, "-P", "-m", "workflows.backends.master"]
     with folder.log.open("ab") as log:
         master = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workflows.backends.master", str(folder.root)],
+            [*command, str(folder.root), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

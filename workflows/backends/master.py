@@ -1,4 +1,4 @@
-"""The process in which dflow runs: `python -m workflows.backends.master RUN`.
+"""The process in which dflow runs: `python -m workflows.backends.master RUN PARENT`.
 
 Started by `workflows.backends.local` with dflow's settings in the environment; its exit code
 means nothing, the steps' status files tell how they ended.
@@ -21,7 +21,7 @@ from workflows.schema import Execution
 
 
 def watch_parent(parent: int) -> None:
-    """End this process group once the supervising process is gone."""
+    """End this process group once the supervising process is gone (perhaps already is)."""
     while os.getppid() == parent:
         time.sleep(POLL)
     os.killpg(0, signal.SIGTERM)
@@ -38,7 +38,7 @@ def hold(lock: Path) -> None:
 
 def main() -> None:
     """Build the dflow Steps of the plan and run them."""
-    threading.Thread(target=watch_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=watch_parent, args=(int(sys.argv[2]),), daemon=True).start()
     folder = RunFolder(Path(sys.argv[1]))
     hold(folder.master_lock)
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
