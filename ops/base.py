@@ -36,6 +36,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from dpa_core.config import Config
 from dpa_core.errors import ConfigError
+from ops.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -152,13 +153,6 @@ class StepError(Exception):
     def __init__(self, message: str, status: Status) -> None:
         super().__init__(message)
         self.status = status
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def read_status(outdir: Path) -> Status | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
 from ops import base
+from ops.files import write_json
 
 # Trying again does not bring these back.
 FATAL_OS_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -85,7 +86,7 @@ def main() -> int:
         if not isinstance(error, DPAError):
             traceback.print_exc()
         logging.getLogger(__name__).error(reason)  # noqa: TRY400  (printed above where it helps)
-    base.write_json(outdir / base.OUTCOME, {"kind": kind, "reason": reason})
+    write_json(outdir / base.OUTCOME, {"kind": kind, "reason": reason})
     return {"succeeded": 0, "config": 2, "transient": 75}.get(kind, 1)
 
 

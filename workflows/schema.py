@@ -229,7 +229,8 @@ def load_pipeline(path: Path, environment: Mapping[str, str] | None = None) -> P
     data = _expand(data, "", os.environ if environment is None else environment, mistakes)
     if mistakes:
         raise _error(source, mistakes)
-    pipeline = _absolute(parse_config(Pipeline, data, source), path.resolve().parent)
+    # not resolve(): a linked file belongs to the folder where its link is
+    pipeline = _absolute(parse_config(Pipeline, data, source), path.absolute().parent)
     mistakes = list(find_mistakes(pipeline))
     if mistakes:
         raise _error(source, mistakes)

@@ -13,6 +13,7 @@ import pytest
 
 from dpa_core.errors import ConfigError
 from ops import base
+from ops.files import write_json
 from ops.run import classify
 
 ADD = "tests.workflows.toy_ops:ADD"
@@ -119,7 +120,7 @@ def test_only_a_resumable_op_with_the_same_fingerprint_finds_its_files(tmp_path)
         folder = tmp_path / "step"
         folder.mkdir(exist_ok=True)
         (folder / "reached").write_text("3")
-        base.write_json(folder / "request.json", {"fingerprint": fingerprint})
+        write_json(folder / "request.json", {"fingerprint": fingerprint})
         return str(tmp_path / "calls")
 
     base.run_step(request(COUNT, value=5, calls=leave("f")), tmp_path / "step")
@@ -136,6 +137,7 @@ RUN = """
 import sys
 from pathlib import Path
 from ops import base
+from ops.files import write_json
 request = base.StepRequest(key="step", op="tests.workflows.toy_ops:ADD", config={"fail": "hang"})
 import signal
 def stop(*_): raise RuntimeError("Got SIGTERM")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from dpa_core.errors import ConfigError
 from ops import base
+from ops.files import write_json
 from workflows import cli, cli_model, doctor, pipeline
 from workflows.backends import local
 from workflows.pipeline import Node
@@ -102,7 +103,7 @@ def failed_run(tmp_path):
     nodes = [Node("collect-a", "collect", {}), Node("pretrain-m", "train", {})]
     prints = {node.key: "f" for node in nodes}
     plan = {"nodes": [n._asdict() for n in nodes], "fingerprints": prints}
-    base.write_json(folder.plan, plan)
+    write_json(folder.plan, plan)
     for node, state, reason in zip(nodes, ("succeeded", "failed"), ("", "loss is NaN at step 7"),
                                    strict=True):  # fmt: skip
         outdir = folder.steps / node.key
@@ -116,7 +117,7 @@ def failed_run(tmp_path):
             fingerprint="f",
             started="2026-01-01T00:00:00+00:00",
         )
-        base.write_json(outdir / base.STATUS, status._asdict())
+        write_json(outdir / base.STATUS, status._asdict())
         (outdir / base.LOG).write_text(f"log of {node.key}\n")
     return folder
 

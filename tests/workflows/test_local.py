@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from dpa_core.errors import ConfigError
 from ops import base
+from ops.files import write_json
 from workflows import monitor
 from workflows.backends import local
 from workflows.pipeline import Node, fingerprints
@@ -107,7 +108,7 @@ class TestPrune:
         for folder in (outdir, place):
             folder.mkdir(parents=True, exist_ok=True)
         status = base.Status(key, ADD, state, fingerprint=fingerprint)
-        base.write_json(outdir / base.STATUS, status._asdict())
+        write_json(outdir / base.STATUS, status._asdict())
         (place / "phase").write_text(state.capitalize())
 
     @staticmethod

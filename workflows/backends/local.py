@@ -30,7 +30,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from dpa_core.errors import ConfigError
-from ops.base import STOP_GRACE, Status, read_status, write_json
+from ops.base import STOP_GRACE, Status, read_status
+from ops.files import write_json
 from workflows.pipeline import Node, downstream, fingerprints
 from workflows.schema import Execution
 
