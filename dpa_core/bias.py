@@ -202,13 +202,7 @@ def change_bias(
         raise ConfigError(f'bias mode is {mode!r}; allowed: "change", "set"')
     require_same_types(model, dataset)
     merge_bias(model)
-    chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
-    chosen = chosen[np.isfinite(dataset.energies(chosen))]
-    if not len(chosen):
-        raise DataError(
-            "the energy bias cannot be fitted: none of the frames has an energy label; "
-            "give labelled data (energy.npy) or set the bias by hand"
-        )
+    chosen = _labelled(dataset, indices)
     before = model.out_bias.cpu().numpy().copy()
     preset = {model.type_map.index(el): e for el, e in model.config.preset_out_bias.items()}
     if mode == "change":
@@ -228,6 +222,18 @@ def change_bias(
     _warn_indistinct(model.type_map, fit.indistinct)
     errors = (None, None) if mode == "set" else _rmse_pair(targets, bias)
     return BiasReport(before, after, errors[0], errors[1], fit.indistinct, len(chosen))
+
+
+def _labelled(dataset: Dataset, indices: Sequence[int] | None) -> NDArray[np.int64]:
+    """Those of the frames that have an energy."""
+    chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
+    chosen = chosen[np.isfinite(dataset.energies(chosen))]
+    if not len(chosen):
+        raise DataError(
+            "the energy bias cannot be fitted: none of the frames has an energy label; "
+            "give labelled data (energy.npy) or set the bias by hand"
+        )
+    return chosen
 
 
 def set_bias_values(model: Potential, values: Mapping[str, float]) -> BiasReport:

@@ -169,26 +169,10 @@ def test_model(
         If the data set is empty.
     """
     require_same_types(model, dataset)
-    nframes = len(dataset)
-    if nframes == 0:
+    if len(dataset) == 0:
         raise DataError("the data set to test on has no frames")
     natoms = np.asarray(dataset.natoms)
-    offsets = np.concatenate([[0], np.cumsum(natoms)])
-    energy, virial = np.full((2, nframes), np.nan), np.full((2, nframes, 3, 3), np.nan)
-    force = np.full((2, int(offsets[-1]), 3), np.nan)
-    for numbers, frames, batch in iterate_batches(model, dataset, range(nframes), batch_atoms):
-        one, atoms = slice(numbers[0], numbers[-1] + 1), slice(
-            offsets[numbers[0]], offsets[numbers[-1] + 1]
-        )  # fmt: skip
-        energy[1, one], force[1, atoms], virial[1, one] = _predicted(model, frames, batch)
-        for k, frame in zip(numbers, frames, strict=True):
-            energy[0, k] = np.nan if frame.energy is None else frame.energy
-            if frame.force is not None:
-                force[0, offsets[k] : offsets[k + 1]] = frame.force
-            if frame.virial is not None:
-                virial[0, k] = frame.virial
-        if progress is not None:
-            progress(numbers[-1] + 1, nframes)
+    energy, force, virial = _references_and_predictions(model, dataset, batch_atoms, progress)
     system = np.asarray(dataset.system_index)
     names = _unique([info.name for info in dataset.systems])
     of_atom = np.repeat(system, natoms)
@@ -214,6 +198,32 @@ def test_model(
 
 # pytest collects what is called test_*; this one is a tool.
 test_model.__test__ = False  # type: ignore[attr-defined]
+
+
+def _references_and_predictions(
+    model: Potential,
+    dataset: Dataset,
+    batch_atoms: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Energy (2, F), force (2, sum of natoms, 3), virial (2, F, 3, 3): labels, predictions."""
+    nframes = len(dataset)
+    offsets = np.concatenate([[0], np.cumsum(dataset.natoms)])
+    energy, virial = np.full((2, nframes), np.nan), np.full((2, nframes, 3, 3), np.nan)
+    force = np.full((2, int(offsets[-1]), 3), np.nan)
+    for numbers, frames, batch in iterate_batches(model, dataset, range(nframes), batch_atoms):
+        one = slice(numbers[0], numbers[-1] + 1)
+        atoms = slice(offsets[one.start], offsets[one.stop])
+        energy[1, one], force[1, atoms], virial[1, one] = _predicted(model, frames, batch)
+        for k, frame in zip(numbers, frames, strict=True):
+            energy[0, k] = np.nan if frame.energy is None else frame.energy
+            if frame.force is not None:
+                force[0, offsets[k] : offsets[k + 1]] = frame.force
+            if frame.virial is not None:
+                virial[0, k] = frame.virial
+        if progress is not None:
+            progress(one.stop, nframes)
+    return energy, force, virial
 
 
 def _predicted(
