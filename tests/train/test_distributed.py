@@ -28,7 +28,7 @@ def test_two_processes_equal_one(tmp_path):
         "numb_steps": 30, "disp_freq": 1, "gradient_max_norm": 50.0, "enable_ema": True,
     }  # fmt: skip
     process = launch(settings(data, valid, **options), tmp_path / "two", *TORCHRUN)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "2 process(es)" in output
     assert output.count("done: 30 steps") == 1  # the second process is silent

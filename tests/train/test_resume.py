@@ -29,7 +29,7 @@ def whole(tmp_path_factory):
     write_random(root / "train", 20, 1)
     write_random(root / "valid", 4, 2)
     process = launch(settings(root / "train", root / "valid", **OPTIONS), root / "whole")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return root
 
@@ -48,7 +48,7 @@ def interrupt(process, outdir, step, sig):
             process.send_signal(sig)
             break
         time.sleep(0.002)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 

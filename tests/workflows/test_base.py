@@ -91,17 +91,17 @@ def test_retries_end(tmp_path):
 def test_timeout_kills_the_whole_group(tmp_path):
     begin = time.monotonic()
     with pytest.raises(
-        base.StepError, match=r"still running after 1\.5 s; raise execution.timeout"
+        base.StepError, match=r"still running after 5 s; raise execution.timeout"
     ):
-        base.run_step(request(fail="hang", timeout=1.5, retries=2), tmp_path / "step")
-    assert time.monotonic() - begin < 10
+        base.run_step(request(fail="hang", timeout=5.0, retries=2), tmp_path / "step")
+    assert time.monotonic() - begin < 40
     status = base.read_status(tmp_path / "step")
     assert (status.kind, status.exit_code, status.attempts) == ("timeout", 124, 1)
     grandchild = int((tmp_path / "step" / "grandchild").read_text())
     assert ended(grandchild)
 
 
-def ended(pid, patience=10):
+def ended(pid, patience=30):
     deadline = time.monotonic() + patience
     while running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
