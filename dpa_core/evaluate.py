@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpa_core.bias import atomic_energies
 from dpa_core.derivatives import predict
-from dpa_core.errors import DataError
+from dpa_core.errors import DataError, NumericalError
 from dpa_core.frames import Batch, Frame
 from dpa_core.stats import iterate_batches, require_same_types
 
@@ -167,6 +167,8 @@ def test_model(
         If the type maps differ.
     DataError
         If the data set is empty.
+    NumericalError
+        If the error of a frame is not finite; names the frame.
     """
     require_same_types(model, dataset)
     if len(dataset) == 0:
@@ -216,11 +218,17 @@ def _references_and_predictions(
         atoms = slice(offsets[one.start], offsets[one.stop])
         energy[1, one], force[1, atoms], virial[1, one] = _predicted(model, frames, batch)
         for k, frame in zip(numbers, frames, strict=True):
+            own = slice(offsets[k], offsets[k + 1])
             energy[0, k] = np.nan if frame.energy is None else frame.energy
             if frame.force is not None:
-                force[0, offsets[k] : offsets[k + 1]] = frame.force
+                force[0, own] = frame.force
             if frame.virial is not None:
                 virial[0, k] = frame.virial
+            pairs = ((frame.energy, energy[:, k]), (frame.force, force[:, own]),
+                     (frame.virial, virial[:, k]))  # fmt: skip
+            for label, pair in pairs:
+                if label is not None:
+                    _check_finite(pair, dataset.name(k))
         if progress is not None:
             progress(one.stop, nframes)
     return energy, force, virial
@@ -236,6 +244,25 @@ def _predicted(
         return energy.cpu().numpy(), np.nan, np.nan
     found = predict(model, batch)
     return tuple(x.detach().cpu().numpy() for x in (found.energy, found.force, found.virial))
+
+
+def _check_finite(pair: NDArray[np.float64], where: str) -> None:
+    """Raise NumericalError if the squared error of a frame is not finite.
+
+    Left out of the mean, a frame on which the model fails would flatter it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.square(pair[1] - pair[0])).all():
+            return
+    raise NumericalError(
+        f"{where}: prediction {_largest(pair[1])}, label {_largest(pair[0])} (largest number of "
+        "each), the error is not finite; look for overlapping atoms or wrong labels in this "
+        "frame, or leave it out; if all frames fail, the model is damaged"
+    )
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    return float(np.max(np.abs(values)))
 
 
 def _metrics(

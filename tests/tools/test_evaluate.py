@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpa_core.errors import ConfigError, DataError
+from dpa_core.errors import ConfigError, DataError, NumericalError
 from dpa_core.evaluate import TestResult, test_model
 from tests.tools.conftest import dataset, frame, labelled
 
@@ -89,3 +89,13 @@ def test_impossible_input(model, rng):
         test_model(model, data.subset([]))
     with pytest.raises(ConfigError, match="type_map"):
         test_model(model, dataset([frame(rng, [0])], type_map=("H", "O")))
+
+
+def test_a_frame_that_fails_is_named_and_not_left_out(model, rng):
+    frames = labelled(model, [frame(rng, [0, 1]) for _ in range(3)])
+    huge = frames[1]._replace(force=np.full((2, 3), 1e300))
+    with pytest.raises(NumericalError, match=r"frame 1: prediction .* label 1e\+300"):
+        test_model(model, dataset([frames[0], huge, frames[2]]))
+    coincident = frames[2]._replace(coord=np.repeat(frames[2].coord[:1], 2, axis=0))
+    with pytest.raises(NumericalError, match=r"frame 2: prediction nan.*overlapping atoms"):
+        test_model(model, dataset([*frames[:2], coincident]))
