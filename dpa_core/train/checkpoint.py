@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Mapping
@@ -30,11 +31,14 @@ FREE_KEYS = (
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either the old or the new one, even after a power cut."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_checkpoint(outdir: Path, state: dict[str, Any], keep: int) -> Path:
@@ -50,12 +54,10 @@ def save_checkpoint(outdir: Path, state: dict[str, Any], keep: int) -> Path:
         Checkpoints kept.
     """
     path = outdir / f"checkpoint-{state['step']}.pt"
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as stream:
-        torch.save({"format_version": FORMAT_VERSION, **state}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    # by way of memory: writing to a full disk itself, torch hides the system's error
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    write_atomic(path, buffer.getvalue())
     for old in find_checkpoints(outdir)[:-keep]:
         old.unlink()
     return path

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 import torch
 
@@ -29,6 +32,16 @@ def test_a_failed_write_leaves_no_checkpoint(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         save_checkpoint(tmp_path, {"step": 1, "bad": lambda: None}, keep=2)
     assert find_checkpoints(tmp_path) == []
+
+
+def test_a_full_disk_is_the_systems_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, {"step": 1}, keep=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_truncated_foreign_and_future_files(tmp_path):
