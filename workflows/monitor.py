@@ -70,10 +70,12 @@ def table(states: Sequence[StepState], folder: RunFolder, limit: int | None = No
     from rich.text import Text
 
     shown = _fold(list(states), limit)
-    result = Table(box=None, pad_edge=False, caption=summary(states), caption_justify="left")
+    result = Table(
+        box=None, pad_edge=False, caption=summary(states), caption_justify="left", expand=True
+    )
     for name in ("step", "state", "time"):
         result.add_column(name, no_wrap=True)
-    result.add_column("", overflow="ellipsis", no_wrap=True)
+    result.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)  # only this one shrinks
     for step in shown:
         state = Text(step.state, style=STYLES[step.state])
         result.add_row(step.node.key, state, elapsed(step), Text(note(step, folder), style="dim"))
