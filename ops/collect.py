@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from dpa_core.config import Config
 from dpa_core.errors import DataError
@@ -57,6 +57,8 @@ class CollectConfig(Config):
     """Drop frames whose geometry and composition occurred before."""
     split: Split = Split()
     """How the kept frames are divided."""
+    min_train: NonNegativeInt = 0
+    """Fewest training frames that are enough; fewer are an error."""
     on_bad: Literal["stop", "skip"] = "stop"
     """Unreadable or unconverged files: stop with their names, or list them and go on."""
 
@@ -152,6 +154,12 @@ def collect(inputs: CollectInputs, config: CollectConfig, outdir: Path) -> Colle
         raise DataError(_empty_message(rows))
     type_map = _type_map(kept, config)
     parts = assign([item.formula for item in kept], config.split)
+    if parts.count("train") < config.min_train:
+        raise DataError(
+            f"{parts.count('train')} training frames are left, {config.min_train} are needed for "
+            "the largest draw (and a frame to test on); lower targets.frames, loosen the "
+            "filters, or add data"
+        )
     outdir.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         _write_part([k for k, p in zip(kept, parts, strict=True) if p == part], type_map,

@@ -184,6 +184,14 @@ def _collect(pipeline: Pipeline, name: str) -> Node:
     config = data.model_dump(mode="json", exclude_unset=True)
     if "type_map" not in config and pipeline.type_map is not None:
         config["type_map"] = list(pipeline.type_map)
+    # what a target draws later is asked for now: before hours of pretraining
+    draws = [
+        max(target.frames) + (target.test is None)
+        for target in pipeline.targets
+        if target.data == name and target.frames
+    ]
+    if draws:
+        config["min_train"] = max(*draws, data.min_train)
     files = tuple(source.path for source in data.sources)
     return Node(f"collect-{slug(name)}", "collect", config, files=files)
 

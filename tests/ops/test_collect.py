@@ -167,6 +167,13 @@ def test_nothing_left_is_an_error_with_counts(tmp_path):
         run(tmp_path, sources=[{"path": f"{tmp_path}/in"}], filters={"max_force": 1e-6})
 
 
+def test_too_few_frames_for_the_draws_of_later_is_an_error(tmp_path):
+    write([make_frame([0, 1], seed) for seed in range(4)], tmp_path / "in")
+    run(tmp_path, sources=[{"path": f"{tmp_path}/in"}], min_train=4)
+    with pytest.raises(DataError, match="4 training frames are left, 5 are needed"):
+        run(tmp_path, sources=[{"path": f"{tmp_path}/in"}], min_train=5)
+
+
 def test_element_outside_the_type_map_names_frame_and_element(tmp_path):
     write([make_frame([0, 1])], tmp_path / "in")
     with pytest.raises(DataError, match=r"frame 0.*element Ni is not in type_map"):
