@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -211,12 +212,22 @@ def main() -> None:
     from dpa_core.errors import DPAError
 
     try:
-        app()
-    except DPAError as error:
+        # --debug is an option of the command as a whole, wherever it stands
+        app(sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
+    except (DPAError, OSError) as error:
         if _Settings.debug:
             raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        typer.echo(f"error: {error}{_remedy(error)}", err=True)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about an error of the operating system."""
+    if not isinstance(error, OSError):
+        return ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; free some space, then give the same command again"
+    return "; check the path, its permissions and the disk"
 
 
 if __name__ == "__main__":

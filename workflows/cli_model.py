@@ -39,18 +39,12 @@ def read_train_config(path: Path) -> RunTrainConfig:
     ConfigError
         All mistakes of the file, in the terms of the format it is written in.
     """
-    import yaml
-
     from dpa_core.config import parse_config
     from dpa_core.errors import ConfigError
+    from dpa_core.yaml_file import read_yaml
     from ops.train import RunTrainConfig
 
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as YAML or JSON: {error}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping with model, training, ...")
     if _is_deepmd(data):

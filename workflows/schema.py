@@ -23,7 +23,8 @@ from dpa_core.config import (
     OptimizerConfig,
     parse_config,
 )
-from dpa_core.errors import ConfigError
+from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.yaml_file import read_yaml
 from ops.collect import CollectConfig
 from ops.test import RunTestConfig
 from ops.train import ModelSettings, TrainingSettings
@@ -217,12 +218,9 @@ def load_pipeline(path: Path, environment: Mapping[str, str] | None = None) -> P
         With one line for every mistake: dotted path, what is wrong, what is allowed.
     """
     source = str(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{source}: no such file; `dpaflow init` writes an example") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{source}: not readable as YAML: {error}") from error
+    if not path.exists():
+        raise ConfigError(f"{source}: no such file; `dpaflow init` writes an example")
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: expected a mapping with name, data, models, ...")
     mistakes: list[str] = []
@@ -341,6 +339,13 @@ def _files(pipeline: Pipeline) -> Iterable[str]:
     for name, path in pipeline.pretrain.given.items():
         if not Path(path).is_file():
             yield f"pretrain.from.{name}: no such file: {path}"
+            continue
+        from dpa_core.interchange.native import read_header  # brings torch with it
+
+        try:
+            read_header(path)
+        except ModelFileError as error:
+            yield f"pretrain.from.{name}: {error}"
 
 
 def _pretrain_mistakes(pipeline: Pipeline) -> Iterable[str]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from dpa_core.errors import ConfigError
 from ops import base
 from ops.files import write_json
+from tests.workflows.helpers import write_model
 from workflows import cli, cli_model, doctor, pipeline
 from workflows.backends import local
 from workflows.pipeline import Node
@@ -66,8 +67,18 @@ def test_wrong_file_gives_one_message_and_exit_code_2(tmp_path):
     assert "modls: unknown key; did you mean 'models'?" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    done = dpaflow("--debug", "validate", tmp_path / "p.yaml")
-    assert "Traceback" in done.stderr
+    for arguments in (("--debug", "validate"), ("validate", "--debug")):
+        done = dpaflow(*arguments, tmp_path / "p.yaml")
+        assert "Traceback" in done.stderr
+
+
+def test_unwritable_folder_gives_one_message_and_exit_code_1(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = dpaflow("init", tmp_path / "file" / "folder")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: [Errno 20] Not a directory:")
+    assert "check the path" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_templates_are_valid(call, tmp_path, monkeypatch):
@@ -76,7 +87,7 @@ def test_templates_are_valid(call, tmp_path, monkeypatch):
     data.mkdir()
     for name in ("unary", "binary", "ternary"):
         (data / f"{name}.extxyz").write_text("")
-    (tmp_path / "model.safetensors").write_text("")
+    write_model(tmp_path / "model.safetensors")
     for variable in ("MY_DATA", "DEMO_DATA"):
         monkeypatch.setenv(variable, str(data))
     monkeypatch.setenv("PRETRAINED", str(tmp_path / "model.safetensors"))

@@ -8,7 +8,9 @@ import yaml
 
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
+from dpa_core.yaml_file import read_yaml
 from ops import base
+from tests.workflows.helpers import write_model
 from workflows import pipeline as graph
 from workflows.schema import Pipeline, dump_pipeline, load_pipeline
 
@@ -169,7 +171,7 @@ def test_levels_respect_dependencies(load):
 
 
 def test_own_test_set_and_given_model(load, tmp_path):
-    (tmp_path / "m.safetensors").write_text("")
+    write_model(tmp_path / "m.safetensors")
     target = {"name": "new", "data": "pool", "test": "alloys", "frames": [2], "finetune": RUN}
     loaded = load(targets=[target], models={"m_1": {}},
                   pretrain={"from": {"m_1": "m.safetensors"}})  # fmt: skip
@@ -179,10 +181,36 @@ def test_own_test_set_and_given_model(load, tmp_path):
     refit = nodes["refit-new-m-1-n00002-s001"]
     assert refit.inputs["model"] == str(tmp_path / "m.safetensors")
     before = graph.fingerprints(list(nodes.values()))
-    (tmp_path / "m.safetensors").write_text("changed")
+    write_model(tmp_path / "m.safetensors", provenance='{"changed": 1}')
     after = graph.fingerprints(list(nodes.values()))
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {refit.key, "finetune-new-m-1-n00002-s001", "test-new-s001", "report"}
+
+
+def test_a_given_model_that_is_none_is_a_mistake(load, tmp_path):
+    (tmp_path / "m.safetensors").write_text("something else")
+    with pytest.raises(ConfigError, match=r"pretrain\.from\.m_1: .*not a model file of dpaflow"):
+        load(models={"m_1": {}}, pretrain={"from": {"m_1": "m.safetensors"}})
+
+
+def test_the_largest_draw_is_asked_of_the_pool(load):
+    def wanted(**target):
+        target = {"name": "new", "data": "pool", "frames": [1, 4], "finetune": RUN, **target}
+        nodes = {node.key: node for node in graph.plan(load(targets=[target]))}
+        return [nodes[f"collect-{name}"].config.get("min_train") for name in ("alloys", "pool")]
+
+    assert wanted() == [None, 5]  # one more to test on
+    assert wanted(test="alloys") == [None, 4]
+    assert wanted(frames=[]) == [None, None]
+
+
+def test_a_key_given_twice_is_named_with_its_lines(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("a: &x {k: 1}\nb: {<<: *x, k: 2}\n")
+    assert read_yaml(path)["b"] == {"k": 2}
+    path.write_text("name: x\ndata:\n  a: 1\n  a: 2\n")
+    with pytest.raises(ConfigError, match=r"(?s)key 'a' .*p\.yaml\", line 3.*line 4"):
+        load_pipeline(path)
 
 
 def test_a_change_reaches_what_depends_on_it_and_nothing_else(load):
