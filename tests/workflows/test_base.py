@@ -90,9 +90,7 @@ def test_retries_end(tmp_path):
 
 def test_timeout_kills_the_whole_group(tmp_path):
     begin = time.monotonic()
-    with pytest.raises(
-        base.StepError, match=r"still running after 5 s; raise execution.timeout"
-    ):
+    with pytest.raises(base.StepError, match=r"still running after 5 s; raise execution.timeout"):
         base.run_step(request(fail="hang", timeout=5.0, retries=2), tmp_path / "step")
     assert time.monotonic() - begin < 40
     status = base.read_status(tmp_path / "step")
