@@ -65,7 +65,8 @@ def run_test(inputs: TestInputs, config: RunTestConfig, outdir: Path) -> dict[st
     Raises
     ------
     DataError
-        No model or data, or data that hold an element which a model does not know.
+        No model or data, data without any label, or data that hold an element which a model
+        does not know.
     """
     from dpa_core.data import open_dataset
     from dpa_core.interchange.native import load_model
@@ -109,6 +110,12 @@ def _test_pair(
     from dpa_core.evaluate import test_model
 
     result = test_model(model, dataset, batch_atoms=config.batch_atoms)
+    overall = result.overall
+    if (overall.rmse_e, overall.rmse_f, overall.rmse_v) == (None, None, None):
+        raise DataError(
+            f"{dataset.name(0)} and the other {len(dataset) - 1} frames to test on have no label; "
+            "give data with energy, force or virial"
+        )
     shift, shifted = None, None
     if config.refit:
         shift, shifted = refit_energy(dataset.counts(), result.energy_ref, result.energy_pred)
@@ -122,7 +129,7 @@ def _test_pair(
         refit = _energy_errors(result, shifted)
         refit["shift"] = dict(zip(model.type_map, map(float, shift), strict=True))
     return {
-        "overall": result.overall.to_json(),
+        "overall": overall.to_json(),
         "systems": {name: metrics.to_json() for name, metrics in result.systems.items()},
         "formulas": formula_errors(result, dataset.counts(), model.type_map),
         "refit": refit,

@@ -162,9 +162,17 @@ def run_test_command(
     from ops.test import RunTestConfig, TestInputs, run_test
 
     _log()
-    inputs = TestInputs({model.stem: model}, {path.name or str(path): [path] for path in data})
-    run_test(inputs, RunTestConfig(plots=plots), out)
+    run_test(TestInputs({model.stem: model}, _named(data)), RunTestConfig(plots=plots), out)
     typer.echo(f"results: {out / 'results.json'}")
+
+
+def _named(paths: list[Path]) -> dict[str, list[Path]]:
+    """Name data by their last part, or by the whole path where that is not unique."""
+    last = [path.resolve().name for path in paths]
+    return {
+        name if last.count(name) == 1 else str(path).strip("/").replace("/", "-"): [path]
+        for path, name in zip(paths, last, strict=True)
+    }
 
 
 @app.command()

@@ -291,5 +291,5 @@ def _unreadable(path: Path) -> str:
     what = f"output of {code}, which is not supported" if code else "in no supported format"
     return (
         f"{path}: {what}; supported are {', '.join(FORMATS)}. Convert it to extxyz with ASE, or "
-        "name the format with fmt"
+        "name its format (`format:` of a pipeline's source, `fmt` in Python)"
     )

@@ -187,6 +187,14 @@ def test_unknown_element_is_an_error(chain, tmp_path):
         tests_op.run_test(inputs, tests_op.RunTestConfig(), tmp_path / "out")
 
 
+def test_data_without_any_label_are_an_error(chain, tmp_path):
+    bare = [f._replace(energy=None, force=None, virial=None) for f in [make_frame([0, 1])]]
+    write(bare, tmp_path / "bare")
+    inputs = tests_op.TestInputs({"pre": chain[1].model}, {"bare": [tmp_path / "bare"]})
+    with pytest.raises(DataError, match="have no label"):
+        tests_op.run_test(inputs, tests_op.RunTestConfig(), tmp_path / "out")
+
+
 def test_report_is_one_file_with_everything(chain, tested, tmp_path):
     root, document = tested
     bias.run_bias(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ase.build
 import ase.io
@@ -273,3 +274,11 @@ def test_train_and_finetune_by_hand(call, tmp_path):
     assert "trainng: unknown key; did you mean 'training'?" in output
     with pytest.raises(ConfigError, match="no such file"):
         cli_model.read_train_config(tmp_path / "none.yaml")
+
+
+def test_data_of_the_same_name_are_all_tested():
+    assert cli_model._named([Path("a/train"), Path("b/train"), Path("c")]) == {
+        "a-train": [Path("a/train")],
+        "b-train": [Path("b/train")],
+        "c": [Path("c")],
+    }
