@@ -47,8 +47,16 @@ STOP_GRACE = 60.0
 TAIL_LINES = 15
 """Lines of the log quoted in a failure message."""
 
-State = Literal["running", "succeeded", "failed", "interrupted"]
-Kind = Literal["config", "fatal", "transient", "timeout", "killed", "interrupted"]
+State = Literal["running", "succeeded", "failed", "interrupted", "paused"]
+Kind = Literal["config", "fatal", "transient", "timeout", "killed", "interrupted", "paused"]
+
+
+class Paused(Exception):
+    """A step cannot go on before the user has done something; the text says what.
+
+    The step's state becomes "paused", the run ends with exit code 0 and shows the text;
+    `dpaflow resume` runs the step again.
+    """
 
 
 class OpSpec(NamedTuple):
@@ -82,8 +90,32 @@ OPS: Mapping[str, OpSpec] = {
     ),
     "bias": OpSpec("ops.bias:run_bias", "ops.bias:BiasInputs", "ops.bias:BiasConfig"),
     "test": OpSpec("ops.test:run_test", "ops.test:TestInputs", "ops.test:RunTestConfig"),
+    "structures": OpSpec(
+        "ops.structures:run_structures",
+        "ops.structures:StructuresInputs",
+        "ops.structures:StructuresConfig",
+    ),
+    "explore": OpSpec(
+        "ops.explore:run_explore",
+        "ops.explore:ExploreInputs",
+        "ops.explore:ExploreConfig",
+        resumable=True,
+    ),
+    "select": OpSpec("ops.select:run_select", "ops.select:SelectInputs", "ops.select:SelectConfig"),
+    "prepare": OpSpec(
+        "ops.label:prepare_labels", "ops.label:PrepareInputs", "ops.label:PrepareConfig"
+    ),
+    "label": OpSpec(
+        "ops.label:run_labels", "ops.label:LabelInputs", "ops.label:LabelConfig", resumable=True
+    ),
+    "decide": OpSpec("ops.decide:run_decide", "ops.decide:DecideInputs", "ops.decide:DecideConfig"),
     "report": OpSpec(
         "ops.report:write_report", "ops.report:ReportInputs", "ops.report:ReportConfig"
+    ),
+    "report_iteration": OpSpec(
+        "ops.report_loop:write_iteration",
+        "ops.report_loop:IterationInputs",
+        "ops.report_loop:IterationConfig",
     ),
 }
 
@@ -263,6 +295,7 @@ def _attempt(request: StepRequest, outdir: Path, status: Status) -> Status:
         stopped = status._replace(state="interrupted", kind="interrupted", reason="interrupted")
         write_json(outdir / STATUS, stopped._replace(elapsed=_since(status.started))._asdict())
         raise
+    _end_group(child.pid)  # a child that was killed may have left processes of its own
     if timed_out:
         return status._replace(
             state="failed",
@@ -284,9 +317,13 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(STOP_GRACE)
     except subprocess.TimeoutExpired:
         log.warning("process %d ignored SIGTERM for %g s", child.pid, STOP_GRACE)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+    _end_group(child.pid)
     child.wait()
+
+
+def _end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _verdict(status: Status, outdir: Path, code: int) -> Status:
@@ -301,7 +338,7 @@ def _verdict(status: Status, outdir: Path, code: int) -> Status:
     kind, reason = outcome["kind"], outcome["reason"]
     if kind in (None, "succeeded"):
         kind, reason = explain_exit(code)
-    state: State = "interrupted" if kind == "interrupted" else "failed"
+    state: State = kind if kind in ("interrupted", "paused") else "failed"
     return status._replace(state=state, kind=kind, reason=reason, exit_code=code)
 
 

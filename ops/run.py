@@ -30,6 +30,8 @@ PARENT_POLL = 0.5
 def classify(error: BaseException) -> tuple[base.Kind, str]:
     """Return the kind of failure an exception means, and one line to say it."""
     text = str(error) or type(error).__name__
+    if isinstance(error, base.Paused):
+        return "paused", text
     if isinstance(error, DPAError):
         return ("config" if error.exit_code == 2 else "fatal"), text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -83,7 +85,7 @@ def main() -> int:
             kind, reason = "fatal", f"the function called exit({error.code!r})"
     except BaseException as error:  # noqa: BLE001  (the border of the process)
         kind, reason = classify(error)
-        if not isinstance(error, DPAError):
+        if not isinstance(error, DPAError | base.Paused):
             traceback.print_exc()
         logging.getLogger(__name__).error(reason)  # noqa: TRY400  (printed above where it helps)
     write_json(outdir / base.OUTCOME, {"kind": kind, "reason": reason})
