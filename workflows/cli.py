@@ -77,7 +77,8 @@ def init(
 @app.command()
 def validate(pipeline: PipelineFile) -> None:
     """Check a pipeline file and list its steps; nothing is run."""
-    from workflows.pipeline import levels, plan
+    from workflows.graph import levels
+    from workflows.pipeline import plan
     from workflows.schema import load_pipeline
 
     nodes = plan(load_pipeline(pipeline))

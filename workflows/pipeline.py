@@ -1,49 +1,16 @@
-"""The graph of a pipeline: which step runs which OP on whose results.
-
-The graph is plain data (`Node`), written once; `to_dflow` turns it into dflow Steps for any
-backend. A node refers to another node's results as "KEY:path/in/its/folder".
-"""
+"""Which steps a pipeline has: collect, pretrain, then adapt to every target, test, report."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpa_core.errors import ConfigError
-from ops.base import iter_paths
+from workflows.graph import Node, check, slug
 
 if TYPE_CHECKING:
-    from workflows.schema import Execution, Pipeline, RunSettings, Target
+    from workflows.schema import Pipeline, RunSettings, Target
 
 MODEL = "model.safetensors"
-FINGERPRINT_VERSION = 1
-
-
-class Node(NamedTuple):
-    """One step.
-
-    Attributes
-    ----------
-    key
-        Unique name: lower case, digits and dashes.
-    op
-        Name of the OP, see `ops.base.find_op`.
-    config
-        Settings, plain JSON.
-    inputs
-        Fields of the OP's inputs; paths are absolute or "KEY:path".
-    files
-        Files and folders outside the pipeline that the step reads (or patterns with `*`).
-    """
-
-    key: str
-    op: str
-    config: dict[str, Any]
-    inputs: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple is immutable, nobody writes here)
-    files: tuple[str, ...] = ()
 
 
 def plan(pipeline: Pipeline) -> list[Node]:
@@ -63,120 +30,6 @@ def plan(pipeline: Pipeline) -> list[Node]:
     nodes.append(_report(pipeline, nodes))
     check(nodes)
     return nodes
-
-
-def check(nodes: Sequence[Node]) -> None:
-    """Raise ConfigError on a repeated key or a reference to a later or unknown step."""
-    seen: set[str] = set()
-    for node in nodes:
-        if node.key in seen:
-            raise ConfigError(
-                f"two steps are both called {node.key!r}; rename a data set, model or target"
-            )
-        if unknown := needs(node) - seen:
-            raise ConfigError(f"step {node.key!r} needs {sorted(unknown)}, which come later or not")
-        seen.add(node.key)
-
-
-def needs(node: Node) -> set[str]:
-    """Keys of the steps whose results a node reads."""
-    paths = [str(path) for path in iter_paths(node.inputs)]
-    return {path.partition(":")[0] for path in paths if not Path(path).is_absolute()}
-
-
-def levels(nodes: Sequence[Node]) -> list[list[Node]]:
-    """Group nodes so that those of one level depend on earlier levels only."""
-    depth: dict[str, int] = {}
-    for node in nodes:
-        depth[node.key] = 1 + max((depth[key] for key in needs(node)), default=-1)
-    count = 1 + max(depth.values(), default=-1)
-    return [[node for node in nodes if depth[node.key] == level] for level in range(count)]
-
-
-def downstream(nodes: Sequence[Node], keys: Iterable[str]) -> set[str]:
-    """Return `keys` and every step that directly or indirectly reads their results."""
-    found = set(keys)
-    for node in nodes:
-        if needs(node) & found:
-            found.add(node.key)
-    return found
-
-
-def fingerprints(nodes: Sequence[Node]) -> dict[str, str]:
-    """Hash of everything a step's result depends on: op, settings, files, and upstream hashes."""
-    result: dict[str, str] = {}
-    for node in nodes:
-        document = {
-            "version": FINGERPRINT_VERSION,
-            "op": node.op,
-            "config": node.config,
-            "inputs": node.inputs,
-            "upstream": {key: result[key] for key in sorted(needs(node))},
-            "files": [_signature(path) for path in node.files],
-        }
-        text = json.dumps(document, sort_keys=True)
-        result[node.key] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return result
-
-
-def _signature(pattern: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files behind a path; contents may be terabytes."""
-    import glob
-
-    roots = [Path(found) for found in sorted(glob.glob(pattern))]  # noqa: PTH207 (absolute)
-    files = [
-        path
-        for root in roots
-        for path in (sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root])
-    ]
-    stats = [(path, path.stat()) for path in files]
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-
-
-def to_dflow(nodes: Sequence[Node], execution: Execution, prints: dict[str, str]) -> Any:
-    """Build the dflow Steps: one list of parallel steps per level, one template per step.
-
-    Steps, not DAG: dflow's DAG drops dependents of failed tasks silently in debug mode.
-    """
-    import sys
-
-    from dflow import Step, Steps
-    from dflow.python import PythonOPTemplate
-
-    from ops.step_op import StepOP
-
-    root = Steps("pipeline")
-    done: dict[str, Any] = {}
-    for level in levels(nodes):
-        steps = []
-        for node in level:
-            request = {
-                "key": node.key,
-                "op": node.op,
-                "config": node.config,
-                "inputs": node.inputs,
-                "fingerprint": prints[node.key],
-                "timeout": execution.timeout,
-                "retries": execution.retries,
-            }
-            artifacts = {key: done[key].outputs.artifacts["folder"] for key in sorted(needs(node))}
-            bound: dict[str, Any] = {"artifacts": artifacts or None}
-            step = Step(
-                node.key,
-                PythonOPTemplate(StepOP, command=[sys.executable], upload_dflow=False),
-                parameters={"request": request},
-                artifacts=bound,
-                key=node.key,
-            )
-            done[node.key] = step
-            steps.append(step)
-        root.add(steps)
-    return root
-
-
-def slug(name: str) -> str:
-    """Return a name as part of a key: lower case, dashes for underscores."""
-    return name.lower().replace("_", "-")
 
 
 def _collect(pipeline: Pipeline, name: str) -> Node:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from workflows.backends import local
-from workflows.pipeline import Node
+from workflows.graph import Node
 from workflows.schema import Execution
 
 document = json.loads(Path(sys.argv[2]).read_text())

@@ -20,7 +20,7 @@ from ops.files import write_json
 from tests.workflows.helpers import write_model
 from workflows import cli, cli_model, doctor, pipeline
 from workflows.backends import local
-from workflows.pipeline import Node
+from workflows.graph import Node
 
 
 @pytest.fixture

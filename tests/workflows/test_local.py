@@ -16,7 +16,7 @@ from ops import base
 from ops.files import write_json
 from workflows import monitor
 from workflows.backends import local
-from workflows.pipeline import Node, fingerprints
+from workflows.graph import Node, fingerprints
 from workflows.schema import Execution
 
 ADD = "tests.workflows.toy_ops:ADD"

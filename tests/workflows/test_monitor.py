@@ -7,7 +7,7 @@ from rich.console import Console
 from ops.base import Status
 from workflows import monitor
 from workflows.backends.local import RunFolder, StepState
-from workflows.pipeline import Node
+from workflows.graph import Node
 
 
 def test_a_long_reason_leaves_step_and_state_readable(tmp_path):

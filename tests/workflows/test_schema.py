@@ -11,7 +11,8 @@ from dpa_core.errors import ConfigError
 from dpa_core.yaml_file import read_yaml
 from ops import base
 from tests.workflows.helpers import write_model
-from workflows import pipeline as graph
+from workflows import graph
+from workflows.pipeline import plan
 from workflows.schema import Pipeline, dump_pipeline, load_pipeline
 
 RUN = {"training": {"numb_steps": 10}}
@@ -125,11 +126,11 @@ def test_the_resolved_copy_gives_the_same_steps(load, tmp_path):
     copy = tmp_path / "elsewhere" / "pipeline.yaml"
     copy.parent.mkdir()
     copy.write_text(dump_pipeline(loaded))
-    assert graph.plan(load_pipeline(copy)) == graph.plan(loaded)
+    assert plan(load_pipeline(copy)) == plan(loaded)
 
 
 def test_graph(load):
-    nodes = {node.key: node for node in graph.plan(load())}
+    nodes = {node.key: node for node in plan(load())}
     assert list(nodes)[:5] == [
         "collect-alloys", "collect-pool", "pretrain-m-1", "pretrain-se", "test-pretrained",
     ]  # fmt: skip
@@ -154,7 +155,7 @@ def test_graph(load):
 
 
 def test_every_step_is_what_its_op_takes(load):
-    for node in graph.plan(load()):
+    for node in plan(load()):
         spec = base.find_op(node.op)
         parse_config(base.load_reference(spec.config), node.config, node.key)
         inputs = base.load_reference(spec.inputs)
@@ -162,7 +163,7 @@ def test_every_step_is_what_its_op_takes(load):
 
 
 def test_levels_respect_dependencies(load):
-    nodes = graph.plan(load())
+    nodes = plan(load())
     done = set()
     for level in graph.levels(nodes):
         assert all(graph.needs(node) <= done for node in level)
@@ -175,7 +176,7 @@ def test_own_test_set_and_given_model(load, tmp_path):
     target = {"name": "new", "data": "pool", "test": "alloys", "frames": [2], "finetune": RUN}
     loaded = load(targets=[target], models={"m_1": {}},
                   pretrain={"from": {"m_1": "m.safetensors"}})  # fmt: skip
-    nodes = {node.key: node for node in graph.plan(loaded)}
+    nodes = {node.key: node for node in plan(loaded)}
     assert not any(key.startswith(("draw", "pretrain")) for key in nodes)
     assert nodes["test-new-s001"].inputs["data"] == {"new": ["collect-alloys:test"]}
     refit = nodes["refit-new-m-1-n00002-s001"]
@@ -196,7 +197,7 @@ def test_a_given_model_that_is_none_is_a_mistake(load, tmp_path):
 def test_the_largest_draw_is_asked_of_the_pool(load):
     def wanted(**target):
         target = {"name": "new", "data": "pool", "frames": [1, 4], "finetune": RUN, **target}
-        nodes = {node.key: node for node in graph.plan(load(targets=[target]))}
+        nodes = {node.key: node for node in plan(load(targets=[target]))}
         return [nodes[f"collect-{name}"].config.get("min_train") for name in ("alloys", "pool")]
 
     assert wanted() == [None, 5]  # one more to test on
@@ -214,13 +215,13 @@ def test_a_key_given_twice_is_named_with_its_lines(tmp_path):
 
 
 def test_a_change_reaches_what_depends_on_it_and_nothing_else(load):
-    before = graph.fingerprints(graph.plan(load()))
+    before = graph.fingerprints(plan(load()))
     pretrain = {"data": "alloys", "training": {"numb_steps": 11}}
-    nodes = graph.plan(load(pretrain=pretrain))
+    nodes = plan(load(pretrain=pretrain))
     after = graph.fingerprints(nodes)
     same = {key for key in before if before[key] == after[key]}
     assert same == {key for key in before if key.startswith(("collect", "draw", "scratch"))}
-    again = graph.fingerprints(graph.plan(load(execution={"parallel": 2, "timeout": 5})))
+    again = graph.fingerprints(plan(load(execution={"parallel": 2, "timeout": 5})))
     assert again == before
 
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from dpa_core.errors import ConfigError
 from ops.base import STOP_GRACE, Status, read_status
 from ops.files import write_json
-from workflows.pipeline import Node, downstream, fingerprints
+from workflows.graph import Node, downstream, fingerprints
 from workflows.schema import Execution
 
 WORKFLOW = "pipeline"

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from workflows.backends.local import POLL, WORKFLOW, RunFolder
-from workflows.pipeline import Node, to_dflow
+from workflows.graph import Node, to_dflow
 from workflows.schema import Execution
 
 
