@@ -59,6 +59,8 @@ class CollectConfig(Config):
     """How the kept frames are divided."""
     min_train: NonNegativeInt = 0
     """Fewest training frames that are enough; fewer are an error."""
+    allow_empty: bool = False
+    """Nothing kept, or an empty source folder, is no error; `train/` is then an empty folder."""
     on_bad: Literal["stop", "skip"] = "stop"
     """Unreadable or unconverged files: stop with their names, or list them and go on."""
 
@@ -150,10 +152,10 @@ def collect(inputs: CollectInputs, config: CollectConfig, outdir: Path) -> Colle
         raise DataError(_bad_message(bad))
     for line in bad:
         logger.warning("skipped %s", line)
-    if not kept:
+    if not kept and not config.allow_empty:
         raise DataError(_empty_message(rows))
     type_map = _type_map(kept, config)
-    parts = assign([item.formula for item in kept], config.split)
+    parts = assign([item.formula for item in kept], config.split) if kept else []
     if parts.count("train") < config.min_train:
         raise DataError(
             f"{parts.count('train')} training frames are left, {config.min_train} are needed for "
@@ -164,6 +166,8 @@ def collect(inputs: CollectInputs, config: CollectConfig, outdir: Path) -> Colle
     for part in PARTS:
         _write_part([k for k, p in zip(kept, parts, strict=True) if p == part], type_map,
                     outdir / part)  # fmt: skip
+    if config.allow_empty:
+        (outdir / "train").mkdir(exist_ok=True)
     formulas: dict[str, Counter[str]] = defaultdict(Counter)
     for item, part in zip(kept, parts, strict=True):
         item.row.parts[part] += 1
@@ -180,7 +184,10 @@ def _gather(
         label = source.label or source.path
         row = _Row(label, source.path)
         rows.append(row)
-        for dataset, index, frame in _frames(inputs.paths.get(label), source, row):
+        place = inputs.paths.get(label)
+        if config.allow_empty and place is not None and not any(place.iterdir()):
+            continue
+        for dataset, index, frame in _frames(place, source, row):
             row.found += 1
             elements = [dataset.type_map[t] for t in frame.atype]
             name = dataset.name(index)

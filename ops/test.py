@@ -79,6 +79,10 @@ def run_test(inputs: TestInputs, config: RunTestConfig, outdir: Path) -> dict[st
     for model_name, model_path in inputs.models.items():
         model = load_model(model_path)
         for data_name, paths in inputs.data.items():
+            paths = [path for path in paths if not path.is_dir() or any(path.iterdir())]
+            if not paths:
+                logger.info("%s holds no frames: not tested", data_name)
+                continue
             dataset = open_dataset(list(paths), type_map=model.type_map)
             entry = {"model": model_name, "data": data_name}
             entry |= _test_pair(model, dataset, config, outdir, f"{model_name}--{data_name}")

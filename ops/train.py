@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -82,15 +83,32 @@ class RunTrainConfig(TrainConfig):
     max_frames: PositiveInt | None = None
     """Train on this many frames, the first of a permutation: smaller draws nest in larger."""
     draw_seed: NonNegativeInt = 1
-    """Seed of that permutation."""
+    """Seed of that permutation, and of the replayed frames."""
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training frames that is drawn from the step's `replay` data, so that a
+    finetuned model does not forget what it was pretrained on."""
 
 
 class TrainInputs(NamedTuple):
-    """Data folders and the pretrained model; what is empty is taken from the config."""
+    """Data folders and the pretrained model; what is empty is taken from the config.
+
+    Attributes
+    ----------
+    train, valid, pretrained
+        Data and the model to start from; empty folders among several hold no frames.
+    replay
+        Data that `config.replay` draws from.
+    new, previous
+        A loop's latest data (part of `train`) and its last model: if there is nothing new,
+        that model is kept as it is instead of training again.
+    """
 
     train: Sequence[Path] = ()
     valid: Sequence[Path] = ()
     pretrained: Path | None = None
+    replay: Sequence[Path] = ()
+    new: Sequence[Path] = ()
+    previous: Path | None = None
 
 
 class TrainRun(NamedTuple):
@@ -133,6 +151,8 @@ def run_train(inputs: TrainInputs, config: RunTrainConfig, outdir: Path) -> Trai
 
     outdir = outdir.resolve()
     outdir.mkdir(parents=True, exist_ok=True)
+    if inputs.previous is not None and not _filled(inputs.new):
+        return _keep(inputs.previous, outdir)
     resolved, facts = resolve(inputs, config, outdir)
     if config.nproc > 1:
         _run_torchrun(resolved, outdir, config.nproc)
@@ -148,6 +168,18 @@ def run_train(inputs: TrainInputs, config: RunTrainConfig, outdir: Path) -> Trai
     }
     write_json(outdir / "run.json", summary)
     return TrainRun(done.model, done.best, summary)
+
+
+def _keep(previous: Path, outdir: Path) -> TrainRun:
+    """Take over a model that nothing new could improve, and what is known of its training."""
+    logger.info("no new frame: %s is kept", previous)
+    for name in (previous.name, "run.json"):
+        part = outdir / f".{name}.part"
+        shutil.copyfile(previous.parent / name, part)
+        part.replace(outdir / name)
+    summary = {**read_json(outdir / "run.json"), "best": previous.name, "steps": 0, "seconds": 0.0}
+    write_json(outdir / "run.json", summary)
+    return TrainRun(outdir / previous.name, outdir / previous.name, summary)
 
 
 def resolve(
@@ -167,11 +199,18 @@ def resolve(
         raise DataError("training has no data: give inputs.train or training.training_data.systems")
     dataset = open_dataset(systems)
     if config.max_frames is not None:
-        systems = [str(_draw(dataset, config.max_frames, config.draw_seed, outdir))]
+        drawn = _draw(dataset, config.max_frames, config.draw_seed, outdir / "drawn")
+        systems = [str(drawn)]
+        dataset = open_dataset(systems)
+    replayed = _replay(inputs, config, len(dataset), outdir)
+    if replayed is not None:
+        systems.append(str(replayed))
         dataset = open_dataset(systems)
     valid = _systems(inputs.valid, config.training.validation_data)
     held_out = open_dataset(valid) if valid else None
-    document = config.model_dump(mode="json", exclude={"nproc", "max_frames", "draw_seed"})
+    document = config.model_dump(
+        mode="json", exclude={"nproc", "max_frames", "draw_seed", "replay"}
+    )
     training = document["training"]
     training["training_data"]["systems"] = systems
     training["validation_data"] = _validation(training, valid)
@@ -198,10 +237,19 @@ def resolve(
 
 def _systems(paths: Sequence[Path], data: DataConfig | None) -> list[str]:
     if paths:
-        return [str(Path(path).resolve()) for path in paths]
+        return _filled(paths)
     if data is None or data.systems == (FROM_INPUTS,):
         return []
     return list(data.systems)
+
+
+def _filled(paths: Sequence[Path]) -> list[str]:
+    """Return the paths without the folders that a step left empty: those hold no frames."""
+    return [
+        str(Path(path).resolve())
+        for path in paths
+        if not Path(path).is_dir() or any(Path(path).iterdir())
+    ]
 
 
 def _validation(training: dict[str, Any], systems: list[str]) -> dict[str, Any] | None:
@@ -259,12 +307,28 @@ def _architecture(model: ModelConfig) -> str:
     return "DeepPot-SE"
 
 
-def _draw(dataset: Dataset, count: int, seed: int, outdir: Path) -> Path:
+def _replay(
+    inputs: TrainInputs, config: RunTrainConfig, new_frames: int, outdir: Path
+) -> Path | None:
+    """Draw old frames until they are the share `config.replay` of all; None without replay."""
+    from dpa_core.data import open_dataset
+
+    if not config.replay:
+        return None
+    if not inputs.replay:
+        raise DataError(f"replay is {config.replay:g}, but there are no data to replay from")
+    dataset = open_dataset(_filled(inputs.replay))
+    count = min(len(dataset), round(new_frames * config.replay / (1 - config.replay)))
+    if count == 0:
+        return None
+    return _draw(dataset, count, config.draw_seed, outdir / "replay")
+
+
+def _draw(dataset: Dataset, count: int, seed: int, target: Path) -> Path:
     from dpa_core.data import write_mixed
 
     chosen = draw(len(dataset), count, seed)
     drawn = dataset.subset(chosen)
-    target = outdir / "drawn"
     if not target.exists():  # a continued run keeps its frames
         names = [dataset.name(k) for k in chosen]
         write_mixed((drawn[k] for k in range(count)), dataset.type_map, target, source=names)
