@@ -36,7 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _styled(function: Callable[P, T]) -> Callable[P, T]:
+def styled(function: Callable[P, T]) -> Callable[P, T]:
     """Run a drawing function in the house style; pyplot and its global state stay untouched."""
 
     @functools.wraps(function)
@@ -49,7 +49,7 @@ def _styled(function: Callable[P, T]) -> Callable[P, T]:
     return wrapper
 
 
-def _new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure with a row of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def _new_figure(columns: int, width: float, height: float) -> tuple[Figure, list
     return figure, [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
 
 
-@_styled
+@styled
 def png(figure: Figure) -> bytes:
     """Render a figure as PNG."""
     buffer = io.BytesIO()
@@ -79,7 +79,7 @@ def decimals(value: float) -> int:
     return min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
 
 
-@_styled
+@styled
 def parity_figure(
     result: TestResult, shifted: NDArray[np.float64] | None, path: Path, title: str
 ) -> Path:
@@ -97,16 +97,16 @@ def parity_figure(
         Names of model and data set.
     """
     panels = _panels(result, shifted)
-    figure, axes = _new_figure(len(panels), 3.5 * len(panels), 3.4)
+    figure, axes = new_figure(len(panels), 3.5 * len(panels), 3.4)
     for ax, panel in zip(axes, panels, strict=True):
-        _parity(ax, panel)
+        draw_parity(ax, panel)
     figure.suptitle(title, fontsize=10, fontweight="bold")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(png(figure))
     return temporary.replace(path)
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     """Labels x and predictions y of one quantity; `refit`: predictions after a bias refit."""
 
     name: str
@@ -116,11 +116,12 @@ class _Panel(NamedTuple):
     refit: NDArray[np.float64] | None = None
 
     def error(self, values: NDArray[np.float64]) -> str:
+        """Return the RMSE of predictions in milli-units, as text."""
         rmse = float(np.sqrt(np.mean((values - self.x) ** 2)))
         return f"{three_digits(1000 * rmse)} m{self.unit}"
 
 
-def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[_Panel]:
+def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[Panel]:
     natoms = result.natoms
     virial_atoms = natoms[:, None, None]
     candidates = (
@@ -133,11 +134,12 @@ def _panels(result: TestResult, shifted: NDArray[np.float64] | None) -> list[_Pa
         known = np.isfinite(reference)
         if known.any():
             refit = None if name != "energy" or shifted is None else (shifted / natoms)[known]
-            panels.append(_Panel(name, unit, reference[known], predicted[known], refit))
+            panels.append(Panel(name, unit, reference[known], predicted[known], refit))
     return panels
 
 
-def _parity(ax: Axes, panel: _Panel) -> None:
+def draw_parity(ax: Axes, panel: Panel) -> None:
+    """Draw predictions against labels, as points or as a density where there are many."""
     x, y, refit = panel.x, panel.y, panel.refit
     title = f"{panel.name}: RMSE {panel.error(y)}"
     shown = np.concatenate([x, y] if refit is None else [x, y, refit])
@@ -164,7 +166,7 @@ def _parity(ax: Axes, panel: _Panel) -> None:
     )
 
 
-@_styled
+@styled
 def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
     """Draw training curves: RMSE of energy and force against the step, logarithmic.
 
@@ -174,7 +176,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> 
         Run name -> columns of its `lcurve.csv`. Columns that start with `valid_` or end with
         `_val` are drawn as full lines, training columns thin behind them.
     """
-    figure, axes = _new_figure(2, 9.6, 3.3)
+    figure, axes = new_figure(2, 9.6, 3.3)
     for ax, (key, label) in zip(axes, LABELS.items(), strict=True):
         for k, (name, columns) in enumerate(curves.items()):
             color = COLORS[k % len(COLORS)]
@@ -184,7 +186,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> 
                   faint=valid is not None)  # fmt: skip
             _line(ax, columns["step"], valid, color, dash, name, faint=False)
         ax.set(xscale="log", xlabel="step", ylabel=label)
-        _log_axis(ax)
+        log_axis(ax)
     _legend_right(axes)
     return figure
 
@@ -220,7 +222,7 @@ def _line(
                 linewidth=0.7 if faint else 1.5, alpha=0.35 if faint else 1.0)  # fmt: skip
 
 
-@_styled
+@styled
 def efficiency_figure(
     panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], title: str
 ) -> Figure:
@@ -235,7 +237,7 @@ def efficiency_figure(
     title
         Name of the test set.
     """
-    figure, axes = _new_figure(len(panels), 4.6 * len(panels), 3.4)
+    figure, axes = new_figure(len(panels), 4.6 * len(panels), 3.4)
     kinds = list(dict.fromkeys(kind for series in panels.values() for kind in series))
     # horizontal lines take greys, so that the curves keep the first colours
     curves = [kind for kind in kinds if any(set(s.get(kind, {})) - {0} for s in panels.values())]
@@ -249,7 +251,7 @@ def efficiency_figure(
                 ax.axhline(value, color="#6b7280", linestyle=dash, linewidth=1.1, label=kind)
         ticks = sorted({n for kind in curves for n in series.get(kind, {})})
         ax.set(xscale="log", xlabel="training frames", ylabel=LABELS[key])
-        _log_axis(ax)
+        log_axis(ax)
         ax.set_xticks(ticks, [str(n) for n in ticks])
         ax.tick_params(axis="x", which="minor", bottom=False)
         ax.set_title(title)
@@ -265,7 +267,7 @@ def _curve(ax: Axes, points: Mapping[int, Sequence[float]], color: str, kind: st
     ax.plot(frames, [v.mean() for v in values], "o-", color=color, markersize=4, label=kind)
 
 
-def _log_axis(ax: Axes) -> None:
+def log_axis(ax: Axes) -> None:
     """Make the y axis logarithmic, with plain numbers at enough ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -295,7 +297,7 @@ def _legend_right(axes: Sequence[Axes]) -> None:
         )
 
 
-@_styled
+@styled
 def embedding_figure(
     points: NDArray[np.float64],
     elements: Sequence[str],
@@ -317,7 +319,7 @@ def embedding_figure(
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _new_figure(2, 9.2, 4.1)
+    figure, axes = new_figure(2, 9.2, 4.1)
     values = {"group": [group for _, group in places], "period": [period for period, _ in places]}
     crowded = len(elements) > 40
     for ax, (what, numbers) in zip(axes, values.items(), strict=True):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import logging
-import math
-import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +16,10 @@ from dpa_core.config import Config
 from dpa_core.errors import DPAError
 from ops.files import read_json, write_text
 from ops.plots import three_digits
+from ops.report_page import data_uri, duration, image, read_lcurve, render
 from ops.report_tables import Kind, Table, best_row, result_tables, title, verdict
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MAX_CURVES = 12
-PACKAGES = ("dpaflow", "torch", "numpy", "ase", "dpdata", "pydflow", "matplotlib")
 Curve = dict[int, list[float]]
 logger = logging.getLogger(__name__)
 
@@ -94,8 +86,6 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
     Path
         The page.
     """
-    import jinja2
-
     steps = _read_steps(inputs.artifacts)
     points = config.curves if config.curves is not None else _find_points(steps)
     kinds: dict[str, Kind] = {name: (name, run["train_frames"]) for name, run in steps.runs.items()}
@@ -104,7 +94,6 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
     tables = result_tables(steps.results, kinds)
     context = {
         "title": config.title,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "verdict": config.verdict or verdict(tables),
         "cards": _cards(steps, tables),
         "tables": tables,
@@ -117,19 +106,9 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
         "biases": steps.biases,
         "embedding": _embedding(inputs.artifacts, steps, config),
         "timings": steps.timings,
-        "versions": _versions(),
         "usage": _usage(inputs.artifacts, steps, tables),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = three_digits
-    page = environment.get_template("report.html").render(context)
-    return write_text(outdir / "report.html", page)
+    return write_text(outdir / "report.html", render("report.html", context))
 
 
 def _read_steps(artifacts: Mapping[str, Path]) -> _Steps:
@@ -151,18 +130,6 @@ def _read_steps(artifacts: Mapping[str, Path]) -> _Steps:
             status = read_json(folder / "status.json")
             steps.timings.append({"step": name, **status})
     return steps
-
-
-def read_lcurve(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read `lcurve.csv` as columns; empty cells are NaN."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = rows[0].keys() if rows else []
-    return {name: np.array([_float(row[name]) for row in rows]) for name in names}
-
-
-def _float(text: str | None) -> float:
-    return float(text) if text else math.nan
 
 
 def _shown_columns(document: Mapping[str, Any]) -> list[str]:
@@ -203,15 +170,6 @@ def _shorten(names: list[str]) -> str:
     return " ".join(names) if len(names) <= 12 else " ".join(names[:11]) + " …"
 
 
-def duration(seconds: float) -> tuple[str, str]:
-    """Return a length of time as number and unit."""
-    if seconds < 120:
-        return f"{seconds:.0f}", "s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f}", "min"
-    return f"{seconds / 3600:.1f}", "h"
-
-
 def _representatives(names: Iterable[str], kinds: Mapping[str, Kind]) -> list[str]:
     """Leave out runs that differ from an earlier one in their seed only."""
     first: dict[Kind, str] = {}
@@ -227,7 +185,7 @@ def _learning(steps: _Steps, kinds: Mapping[str, Kind]) -> dict[str, Any] | None
     if not names:
         return None
     figure = learning_figure({name: steps.curves[name] for name in names[:MAX_CURVES]})
-    return {"image": _image(figure), "left": len(steps.curves) - len(names[:MAX_CURVES])}
+    return {"image": image(figure), "left": len(steps.curves) - len(names[:MAX_CURVES])}
 
 
 def _efficiency(steps: _Steps, points: Mapping[str, CurvePoint]) -> list[str]:
@@ -252,7 +210,7 @@ def _efficiency(steps: _Steps, points: Mapping[str, CurvePoint]) -> list[str]:
                     panels[key][entry["model"]][0].append(error)
         panels = {key: series for key, series in panels.items() if series}
         if any(len(curve) > 1 for series in panels.values() for curve in series.values()):
-            images.append(_image(efficiency_figure(panels, data)))
+            images.append(image(efficiency_figure(panels, data)))
     return images
 
 
@@ -290,7 +248,7 @@ def _parity(
         name = f"{entry['model']}--{entry['data']}"
         path = artifacts[entry["step"]] / f"parity-{name}.png"
         if entry["model"] in models and path.exists() and len(images) < limit:
-            images.setdefault(name.replace("--", " on "), _data_uri(path.read_bytes()))
+            images.setdefault(name.replace("--", " on "), data_uri(path.read_bytes()))
     return {"images": images, "left": len(steps.results) - len(images)}
 
 
@@ -321,7 +279,7 @@ def _embedding(
     places = [place_in_table(element) for element in pca.elements]
     figure = embedding_figure(pca.points, pca.elements, places, pca.explained)
     order = periodic_order_test(model, config.n_permutations, 0, elements)
-    return {"step": name, "image": _image(figure), "order": order}
+    return {"step": name, "image": image(figure), "order": order}
 
 
 def _model_file(artifacts: Mapping[str, Path], steps: _Steps, name: str) -> Path | None:
@@ -346,25 +304,3 @@ def _usage(
             return {"model": name, "path": f"{artifacts[name].name}/{path.name}",
                     "elements": elements}  # fmt: skip
     return None
-
-
-def _versions() -> list[tuple[str, str]]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = [("Python", platform.python_version())]
-    for name in PACKAGES:
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _image(figure: Figure) -> str:
-    from ops.plots import png
-
-    return _data_uri(png(figure))
-
-
-def _data_uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
