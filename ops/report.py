@@ -17,6 +17,13 @@ from dpa_core.errors import DPAError
 from ops.files import read_json, write_text
 from ops.plots import three_digits
 from ops.report_page import data_uri, duration, image, read_lcurve, render
+from ops.report_section import (
+    Comparison,
+    compared_kinds,
+    hidden_steps,
+    loop_section,
+    read_decision,
+)
 from ops.report_tables import Kind, Table, best_row, result_tables, title, verdict
 
 MAX_CURVES = 12
@@ -44,6 +51,9 @@ class ReportConfig(Config):
     """A sentence for the head of the page; written from the results when left out."""
     curves: tuple[CurvePoint, ...] | None = None
     """Runs of the sample-efficiency curves; found from the runs when left out."""
+    comparison: tuple[Comparison, ...] | None = None
+    """Models of a loop and of other ways to choose frames; left out: the tested models of steps
+    called final-* and compare-KIND-sSEED."""
     embedding: str | None = None
     """Step whose model's type embedding is shown; left out: the training on most elements."""
     max_parity: NonNegativeInt = 12
@@ -75,7 +85,8 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
     Parameters
     ----------
     inputs
-        Output folders of the steps (collect, train, bias, test). What is missing is left out.
+        Output folders of the steps (collect, train, bias, test, decide). What is missing is left
+        out; steps of an iteration (iter-NUMBER-*) are summed up, with a page of their own each.
     config
         Title and choices.
     outdir
@@ -91,11 +102,16 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
     kinds: dict[str, Kind] = {name: (name, run["train_frames"]) for name, run in steps.runs.items()}
     kinds |= {name: (name, bias["frames"]) for name, bias in steps.biases.items()}
     kinds |= {point.model: (point.kind, point.frames) for point in points}
+    compared = compared_kinds(config.comparison, steps.results, steps.runs)
+    kinds |= compared
     tables = result_tables(steps.results, kinds)
+    loop = loop_section(read_decision(inputs.artifacts), tables, compared)
+    told = [loop["verdict"] if loop else None, verdict(tables)]
     context = {
         "title": config.title,
-        "verdict": config.verdict or verdict(tables),
-        "cards": _cards(steps, tables),
+        "verdict": config.verdict or " ".join(filter(None, told)),
+        "cards": [*(loop["cards"] if loop else ()), *_cards(steps, tables)],
+        "learnt": loop,
         "tables": tables,
         "efficiency": _efficiency(steps, {point.model: point for point in points}),
         "learning": _learning(steps, kinds),
@@ -113,7 +129,13 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
 
 def _read_steps(artifacts: Mapping[str, Path]) -> _Steps:
     steps = _Steps({}, {}, {}, {}, [], [])
+    hidden = hidden_steps(artifacts)
     for name, folder in artifacts.items():
+        if (folder / "status.json").exists():
+            status = read_json(folder / "status.json")
+            steps.timings.append({"step": name, **status})
+        if name in hidden:
+            continue
         for file, target in (
             ("collect.json", steps.collects),
             ("run.json", steps.runs),
@@ -126,9 +148,6 @@ def _read_steps(artifacts: Mapping[str, Path]) -> _Steps:
         if (folder / "results.json").exists():
             entries = read_json(folder / "results.json")["results"]
             steps.results.extend({**entry, "step": name} for entry in entries)
-        if (folder / "status.json").exists():
-            status = read_json(folder / "status.json")
-            steps.timings.append({"step": name, **status})
     return steps
 
 

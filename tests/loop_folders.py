@@ -90,7 +90,7 @@ def label(folder: Path, state="failed") -> None:
     write(folder / "labels.json", {"version": 1, "tasks": tasks})
 
 
-def test_step(folder: Path, models=("m0", "m1"), data=("new", "previous", "md")) -> None:
+def write_test(folder: Path, models=("m0", "m1"), data=("new", "previous", "md")) -> None:
     rng = np.random.default_rng(1)
     reference = rng.normal(size=(40, 3))
     results = []
@@ -130,7 +130,7 @@ def iteration(steps: Path, number: int, rows=None, until="decide", offset=None) 
         "select": lambda f: write(f / "select.json", select_document()),
         "label-g000": label,
         "collect": lambda f: write(f / "collect.json", {"table": [{"kept": 2, "found": 2}]}),
-        "test": test_step,
+        "test": write_test,
         "decide": lambda f: write(f / "decision.json", decision(rows or [row(number)])),
     }
     done = []
