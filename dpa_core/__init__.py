@@ -1,7 +1,7 @@
 """The potential: data, model, training, evaluation.
 
-`load_model` and `DPACalculator` are what most users need; both are imported on first use, so
-that importing this package stays instant.
+`load_model`, `DPACalculator` and `Committee` are what most users need; all are imported on
+first use, so that importing this package stays instant.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpa_core.calculator import DPACalculator
+    from dpa_core.calculator import CommitteeCalculator, DPACalculator
+    from dpa_core.committee import Committee
     from dpa_core.interchange.native import load_model, save_model
 
-__all__ = ["DPACalculator", "load_model", "save_model"]
+__all__ = ["Committee", "CommitteeCalculator", "DPACalculator", "load_model", "save_model"]
 
 _HOME = {
+    "Committee": "dpa_core.committee",
+    "CommitteeCalculator": "dpa_core.calculator",
     "DPACalculator": "dpa_core.calculator",
     "load_model": "dpa_core.interchange.native",
     "save_model": "dpa_core.interchange.native",

@@ -14,6 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import ArrayLike, NDArray
 
 from dpa_core.batch import make_batch
+from dpa_core.committee import Committee, Deviation, deviation
 from dpa_core.derivatives import predict
 from dpa_core.errors import ConfigError, NumericalError
 from dpa_core.frames import Frame
@@ -182,3 +183,59 @@ class DPACalculator(Calculator):
             return False
         moved = np.square(frame.coord - old.coord).sum(axis=1).max()
         return bool(moved <= (0.5 * self.skin) ** 2)
+
+
+class CommitteeCalculator(DPACalculator):
+    """ASE calculator of a committee: driven by its first member, all members judge.
+
+    Parameters
+    ----------
+    committee
+        A committee, or the paths of its files (see `Committee.load`).
+    skin, device, fparam
+        As in `DPACalculator`.
+
+    Raises
+    ------
+    ConfigError
+        As `DPACalculator`, or if the models do not fit together.
+    ModelFileError
+        If a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        committee: Committee | Sequence[str | Path],
+        *,
+        skin: float = 1.0,
+        device: str | None = None,
+        fparam: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(committee, Committee):
+            committee = Committee.load(committee)
+        self.committee = committee if device is None else committee.to(device)
+        super().__init__(self.committee.models[0], skin=skin, fparam=fparam, **kwargs)
+
+    def deviation(
+        self, atoms: Atoms, *, relative: float | None = None, relative_v: float | None = None
+    ) -> Deviation:
+        """Deviation of the committee for one structure (F = 1).
+
+        Neighbours come from the list of the last step where that is still valid.
+
+        Parameters
+        ----------
+        atoms
+            Usually the structure just calculated.
+        relative, relative_v
+            See `dpa_core.committee.deviation`.
+
+        Raises
+        ------
+        ConfigError
+            As `calculate`.
+        """
+        frame, pbc = self._frame(atoms)
+        prediction = self.committee.predict([frame], [self._table(frame, pbc)])
+        return deviation(prediction, relative, relative_v)

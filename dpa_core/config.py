@@ -177,6 +177,8 @@ class ModelConfig(Config):
     """The descriptor, chosen by `type`."""
     fitting_net: FittingConfig = FittingConfig()
     """The fitting net."""
+    heads: PositiveInt = 1
+    """Fitting nets on the one descriptor: a committee at nearly the price of one model."""
     pair_exclude_types: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     """Pairs of types removed from the neighbour list of the whole model."""
     atom_exclude_types: tuple[NonNegativeInt, ...] = ()

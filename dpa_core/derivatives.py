@@ -6,7 +6,8 @@ g_ij = dE/dd_ij:  F_i = Σ_j g_ij - Σ_k g_ki,  W = -Σ_ij d_ij ⊗ g_ij = -dE/d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from dpa_core.frames import Batch, Prediction
 
 if TYPE_CHECKING:
+    from dpa_core.descriptor import Environment
     from dpa_core.model import Potential
 
 # Atoms evaluated at once: working sets that stay in cache, and rows as wide as they need.
@@ -44,26 +46,64 @@ def predict(
     create_graph
         Keep the graph, so that a loss of the forces can be differentiated.
     """
+    models = (model,)
+    return predict_heads(models, batch, atom_virial=atom_virial, create_graph=create_graph)[0]
+
+
+def predict_heads(
+    models: Sequence[Potential],
+    batch: Batch,
+    *,
+    atom_virial: bool = False,
+    create_graph: bool = False,
+) -> list[Prediction]:
+    """Do as `predict` for models on one descriptor (`Potential.heads`), evaluated once for all.
+
+    Parameters
+    ----------
+    models
+        At least one; all with the same descriptor and the same excluded pairs.
+    batch, atom_virial, create_graph
+        As in `predict`.
+    """
     vectors = neighbor_vectors(batch)
-    env = model.environment(batch)
+    env = models[0].environment(batch)
     # Atoms with similar numbers of neighbours go together, so that few slots are empty.
     counts = batch.mask.sum(1)
     order = torch.argsort(counts, stable=True)
-    energies, gradients = [], []
+    energies: list[list[Tensor]] = [[] for _ in models]
+    gradients: list[list[Tensor]] = [[] for _ in models]
     for atoms in order.split(CHUNK):
         width = int(counts[atoms[-1]])
         with torch.enable_grad():
             part = vectors[atoms, :width].detach().requires_grad_()
-            energy = model(part, env.select(atoms, width), *model.inputs_of(batch, atoms))
-            # An atom without neighbours does not depend on its vectors: its gradient is 0.
-            (gradient,) = torch.autograd.grad(
-                energy.sum(), part, create_graph=create_graph, materialize_grads=True
-            )
-        energies.append(energy if create_graph else energy.detach())
-        gradients.append(F.pad(gradient, (0, 0, 0, vectors.shape[1] - width)))
+            inputs = models[0].inputs_of(batch, atoms)
+            answers = _energies(models, part, env.select(atoms, width), inputs)
+            for k, energy in enumerate(answers):
+                # An atom without neighbours does not depend on its vectors: its gradient is 0.
+                (gradient,) = torch.autograd.grad(
+                    energy.sum(),
+                    part,
+                    create_graph=create_graph,
+                    retain_graph=create_graph or k + 1 < len(answers),
+                    materialize_grads=True,
+                )
+                energies[k].append(energy if create_graph else energy.detach())
+                gradients[k].append(F.pad(gradient, (0, 0, 0, vectors.shape[1] - width)))
     inverse = torch.argsort(order)
-    energy, gradient = torch.cat(energies)[inverse], torch.cat(gradients)[inverse]
-    return _assemble(batch, vectors, energy, gradient, atom_virial)
+    return [
+        _assemble(batch, vectors, torch.cat(e)[inverse], torch.cat(g)[inverse], atom_virial)
+        for e, g in zip(energies, gradients, strict=True)
+    ]
+
+
+def _energies(
+    models: Sequence[Potential], vectors: Tensor, env: Environment, inputs: Sequence[Any]
+) -> list[Tensor]:
+    if len(models) == 1:
+        return [models[0](vectors, env, *inputs)]
+    d = models[0].descriptor(vectors, env)
+    return [model.atomic_energies(d, env, *inputs) for model in models]
 
 
 def _assemble(

@@ -69,6 +69,8 @@ class Batch(NamedTuple):
         (N, M) bool, False for an empty slot.
     fparam, aparam
         (F, nfparam) / (N, naparam) float64 or None.
+    head
+        (F,) int64, the fitting net of each frame; None means the first one for all.
     """
 
     coord: Tensor
@@ -81,6 +83,7 @@ class Batch(NamedTuple):
     mask: Tensor
     fparam: Tensor | None = None
     aparam: Tensor | None = None
+    head: Tensor | None = None
 
     @property
     def nframes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -49,6 +50,10 @@ class Potential(nn.Module):
 
     E_i = fitting(descriptor_i) + bias_atom_e[t_i] + out_bias[t_i]
 
+    With `config.heads` > 1 it carries that many fitting nets, each with initial weights of its
+    own. `fitting` is the first, which everything uses unless told otherwise; `heads()` gives
+    one model for each.
+
     Parameters
     ----------
     config
@@ -72,13 +77,19 @@ class Potential(nn.Module):
         self.descriptor = build_descriptor(
             config.descriptor, config.type_map, _generator(config.descriptor.seed, seed)
         )
-        self.fitting = EnergyFitting(
-            config.fitting_net,
-            ntypes,
-            self.descriptor.dim_out,
-            self.descriptor.mixed_types,
-            _generator(config.fitting_net.seed, seed + 1),
+        random = _generator(config.fitting_net.seed, seed + 1)
+        self.fitting, *others = (
+            EnergyFitting(
+                config.fitting_net,
+                ntypes,
+                self.descriptor.dim_out,
+                self.descriptor.mixed_types,
+                random,
+            )
+            for _ in range(config.heads)
         )
+        # Empty with one head, whose files so hold nothing but `fitting`.
+        self.other_fittings = nn.ModuleList(others)
         self.register_buffer("out_bias", torch.zeros(ntypes, dtype=torch.float64))
         self.register_buffer("out_std", torch.ones(ntypes, dtype=torch.float64))
         allowed = pair_filter(config.pair_exclude_types, ntypes)
@@ -93,6 +104,26 @@ class Potential(nn.Module):
         descriptor = self.descriptor
         return NeighborSpec(self.config.descriptor.rcut, descriptor.sel, descriptor.mixed_types)
 
+    @property
+    def fittings(self) -> tuple[EnergyFitting, ...]:
+        """The fitting nets of all heads."""
+        others: list[EnergyFitting] = list(self.other_fittings)  # type: ignore[arg-type]
+        return (self.fitting, *others)
+
+    def heads(self) -> tuple[Potential, ...]:
+        """Return one model per fitting net; they share descriptor and bias with this one."""
+        if self.config.heads == 1:
+            return (self,)
+        return tuple(self._with_fitting(fitting) for fitting in self.fittings)
+
+    def _with_fitting(self, fitting: EnergyFitting) -> Potential:
+        """Make a view of this model with one fitting net: no tensor is copied."""
+        view = copy.copy(self)
+        view.__dict__["_modules"] = {**self._modules}
+        view.config = self.config.model_copy(update={"heads": 1})
+        view.fitting, view.other_fittings = fitting, nn.ModuleList()
+        return view
+
     def forward(
         self,
         vectors: Tensor,
@@ -100,6 +131,7 @@ class Potential(nn.Module):
         atype: Tensor,
         fparam: Tensor | None = None,
         aparam: Tensor | None = None,
+        head: Tensor | None = None,
     ) -> Tensor:
         """Atomic energies (N,), float64, eV.
 
@@ -113,10 +145,45 @@ class Potential(nn.Module):
             (N,); virtual atoms (< 0) have no energy.
         fparam, aparam
             (N, numb_fparam), (N, numb_aparam).
+        head
+            (N,) the fitting net of each atom; None means the first.
         """
         d = self.descriptor(vectors, env)
-        energy = self.fitting(d, env.atype, fparam, aparam) + self.out_bias[env.atype]
+        return self.atomic_energies(d, env, atype, fparam, aparam, head)
+
+    def atomic_energies(
+        self,
+        d: Tensor,
+        env: Environment,
+        atype: Tensor,
+        fparam: Tensor | None = None,
+        aparam: Tensor | None = None,
+        head: Tensor | None = None,
+    ) -> Tensor:
+        """Do the part of `forward` behind the descriptor `d`, (N, dim_out)."""
+        if head is None or self.config.heads == 1:
+            energy = self.fitting(d, env.atype, fparam, aparam)
+        else:
+            energy = self._fit_each(d, env.atype, fparam, aparam, head)
+        energy = energy + self.out_bias[env.atype]
         return torch.where((atype < 0) | self.silent[env.atype], 0.0, energy)
+
+    def _fit_each(
+        self,
+        d: Tensor,
+        atype: Tensor,
+        fparam: Tensor | None,
+        aparam: Tensor | None,
+        head: Tensor,
+    ) -> Tensor:
+        """Energies of atoms that belong to several heads: every atom passes one net."""
+        energy = torch.zeros(len(d), dtype=torch.float64, device=d.device)
+        for k, fitting in enumerate(self.fittings):
+            rows = torch.nonzero(head == k).squeeze(1)
+            if len(rows):
+                own = (None if x is None else x[rows] for x in (fparam, aparam))
+                energy = energy.index_copy(0, rows, fitting(d[rows], atype[rows], *own))
+        return energy
 
     def environment(self, batch: Batch) -> Environment:
         """Types and masks of the neighbourhoods of a batch, excluded pairs removed."""
@@ -130,8 +197,10 @@ class Potential(nn.Module):
             neighbor_type = torch.where(mask, neighbor_type, pad_type[:, None])
         return Environment(real_type, neighbor_type, pad_type, mask)
 
-    def inputs_of(self, batch: Batch, atoms: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Types, frame parameters and atom parameters of some atoms, for `forward`."""
+    def inputs_of(
+        self, batch: Batch, atoms: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Types, frame parameters, atom parameters and heads of some atoms, for `forward`."""
         net = self.config.fitting_net
         fparam = aparam = None
         if net.numb_fparam:
@@ -145,7 +214,8 @@ class Potential(nn.Module):
             if batch.aparam is None:
                 raise DataError(f"the model needs aparam ({net.numb_aparam} numbers an atom)")
             aparam = batch.aparam[atoms]
-        return batch.atype[atoms], fparam, aparam
+        head = None if batch.head is None else batch.head[batch.frame[atoms]]
+        return batch.atype[atoms], fparam, aparam, head
 
     def describe(self, batch: Batch) -> Tensor:
         """Descriptors of all atoms, (N, dim_out)."""
