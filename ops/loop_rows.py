@@ -51,9 +51,11 @@ def fraction(row: Row, key: str) -> float | None:
 
 
 def milli(value: float | None) -> str:
-    """Return a thousandth part as text with at most three digits."""
+    """Return a number in thousandths as text: "0.51", "87", "1061", "12.5k"."""
     if value is None:
         return NONE
+    if abs(value) >= 10:
+        return f"{value:.3g}k"
     return f"{1000 * value:.0f}" if abs(value) >= 0.01 else three_digits(1000 * value)
 
 
@@ -109,18 +111,18 @@ def _time(phase: str) -> Callable[[Row], str]:
 
 
 COLUMNS = (
-    Column("iter", "", _plain("iteration")),
+    Column("it", "", _plain("iteration")),
     Column("stage", "", _stage),
-    Column("frames", "seen", _plain("explored")),
+    Column("seen", "", _plain("explored")),
     Column("good", "%", _percent("accurate")),
     Column("cand", "%", _percent("candidate")),
     Column("bad", "%", _percent("failed")),
     Column("trust levels", "meV/Å", _pair("lo", "hi", "–"), wide=True),
     Column("stopped", "early", _plain("stopped"), wide=True),
-    Column("labels", "+failed", _labels),
-    Column("train", "frames", _plain("train_frames")),
+    Column("labels", "ok+bad", _labels),
+    Column("data", "", _plain("train_frames")),
     Column("deviation", "mean/max", _pair("devi_f_mean", "devi_f_max", "/")),
-    Column("new force", "before→after", _pair("rmse_f_new", "rmse_f_after", "→")),
+    Column("new force", "meV/Å", _pair("rmse_f_new", "rmse_f_after", "→")),
     Column("test", "meV/Å", lambda row: milli(test_error(row))),
     Column("train", "time", _time("train")),
     Column("expl", "time", _time("explore")),

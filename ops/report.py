@@ -52,8 +52,8 @@ class ReportConfig(Config):
     curves: tuple[CurvePoint, ...] | None = None
     """Runs of the sample-efficiency curves; found from the runs when left out."""
     comparison: tuple[Comparison, ...] | None = None
-    """Models of a loop and of other ways to choose frames; left out: the tested models of steps
-    called final-* and compare-KIND-sSEED."""
+    """Models of a loop and of other ways to choose frames; left out: the tested models called
+    start-m*, final-m* and random-s*."""
     embedding: str | None = None
     """Step whose model's type embedding is shown; left out: the training on most elements."""
     max_parity: NonNegativeInt = 12
@@ -102,7 +102,7 @@ def write_report(inputs: ReportInputs, config: ReportConfig, outdir: Path) -> Pa
     kinds: dict[str, Kind] = {name: (name, run["train_frames"]) for name, run in steps.runs.items()}
     kinds |= {name: (name, bias["frames"]) for name, bias in steps.biases.items()}
     kinds |= {point.model: (point.kind, point.frames) for point in points}
-    compared = compared_kinds(config.comparison, steps.results, steps.runs)
+    compared = compared_kinds(config.comparison, steps.results, inputs.artifacts)
     kinds |= compared
     tables = result_tables(steps.results, kinds)
     loop = loop_section(read_decision(inputs.artifacts), tables, compared)
@@ -315,7 +315,9 @@ def _usage(
     artifacts: Mapping[str, Path], steps: _Steps, tables: list[Table]
 ) -> dict[str, Any] | None:
     """Model file and elements for the code example: the best one of the last test."""
-    names = [best[0].runs[0] for table in reversed(tables) if (best := best_row(table))]
+    # the members of a final committee are alike
+    names = [name for name in steps.runs if name.startswith("final-")][:1]
+    names += [best[0].runs[0] for table in reversed(tables) if (best := best_row(table))]
     names += list(steps.runs)
     for name in names:
         if path := _model_file(artifacts, steps, name):

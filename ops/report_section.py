@@ -19,7 +19,13 @@ from ops.report_page import image
 from ops.report_tables import Kind, Table, title
 
 ITERATION = re.compile(r"iter-(\d+)-")
-COMPARED = re.compile(r"(compare-(.+)-s\d+|final)(-|$)")
+RIVAL_DATA = re.compile(r"compare-.+-collect$")
+COMPARED = (
+    (re.compile(r"start-(m\d+)$"), "starting model", "iter-000000-train-{}"),
+    (re.compile(r"final-(m\d+)$"), "concurrent learning", "final-train-{}"),
+    (re.compile(r"random-(s\d+)$"), "random selection", "compare-random-{}-train"),
+)
+"""Name of a model in the test results, its row in tables, the step that trained it."""
 Entry = Mapping[str, Any]
 
 
@@ -38,13 +44,16 @@ class Comparison(Config):
 def hidden_steps(names: Iterable[str]) -> set[str]:
     """Return the steps of iterations, which the tables of final results leave out.
 
-    Without steps called final-* the last iteration takes their place and is not hidden.
+    Without steps called final-* the last iteration takes their place and is not hidden. The
+    data of models that are there for comparison only are left out too.
     """
+    names = list(names)
     numbers = {name: int(found[1]) for name in names if (found := ITERATION.match(name))}
     last = None if any(name.startswith("final-") for name in names) else max(
         numbers.values(), default=None
     )  # fmt: skip
-    return {name for name, number in numbers.items() if number != last}
+    compared = {name for name in names if RIVAL_DATA.match(name)}
+    return compared | {name for name, number in numbers.items() if number != last}
 
 
 def read_decision(artifacts: Mapping[str, Path]) -> dict[str, Any] | None:
@@ -60,37 +69,33 @@ def read_decision(artifacts: Mapping[str, Path]) -> dict[str, Any] | None:
 
 def compared_kinds(
     comparison: Sequence[Comparison] | None,
-    results: Sequence[Entry],
-    runs: Mapping[str, Mapping[str, Any]],
+    results: Iterable[Entry],
+    artifacts: Mapping[str, Path],
 ) -> dict[str, Kind]:
     """Return the name and training frames of the rows of the comparison.
 
     Parameters
     ----------
     comparison
-        What the settings say; None: steps called compare-KIND-sSEED and final-* are it.
+        What the settings say; None: the models that are named as in `COMPARED`.
     results
-        Entries of the test results, each with the "step" it is from.
-    runs
-        Training step -> content of its run.json.
+        Entries of the test results.
+    artifacts
+        Step -> folder; the training steps tell the number of frames.
     """
     if comparison is not None:
-        return {c.model: (c.kind, c.frames or _frames(runs, c.model)) for c in comparison}
-    kinds: dict[str, Kind] = {}
-    for entry in results:
-        for name in (entry["model"], entry["step"]):
-            if found := COMPARED.match(name):
-                kind = found[2] or "concurrent learning"
-                frames = _frames(runs, entry["model"]) or _frames(runs, found[1])
-                kinds.setdefault(entry["model"], (kind, frames))
-    # a model has nothing to be compared with if it is alone
-    return kinds if len({kind for kind, _ in kinds.values()}) > 1 else {}
+        return {c.model: (c.kind, c.frames or _frames(artifacts, c.model)) for c in comparison}
+    return {
+        entry["model"]: (kind, _frames(artifacts, step.format(found[1])))
+        for entry in results
+        for pattern, kind, step in COMPARED
+        if (found := pattern.match(entry["model"]))
+    }
 
 
-def _frames(runs: Mapping[str, Mapping[str, Any]], name: str) -> int | None:
-    """Training frames of a step, or of the first one whose name begins so."""
-    names = [name] if name in runs else [n for n in runs if n.startswith(f"{name}-")]
-    return runs[names[0]]["train_frames"] if names else None
+def _frames(artifacts: Mapping[str, Path], step: str) -> int | None:
+    path = artifacts[step] / "run.json" if step in artifacts else None
+    return read_json(path)["train_frames"] if path and path.is_file() else None
 
 
 def loop_section(

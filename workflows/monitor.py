@@ -13,12 +13,12 @@ from ops.base import LOG, log_tail
 from workflows.backends.local import Result, RunFolder, StepState
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 STYLES = {
     "waiting": "dim", "running": "cyan", "succeeded": "green", "failed": "bold red",
-    "interrupted": "yellow",
+    "interrupted": "yellow", "paused": "bold yellow",
 }  # fmt: skip
 MAX_ROWS = 30
 """Rows of the live table; finished steps are folded first."""
@@ -64,15 +64,22 @@ def summary(states: Sequence[StepState]) -> str:
     return f"{len(states)} steps: {told}"
 
 
-def table(states: Sequence[StepState], folder: RunFolder, limit: int | None = None) -> Table:
-    """Return the steps as a table; above `limit` rows, finished and waiting ones are folded."""
+def table(
+    states: Sequence[StepState],
+    folder: RunFolder,
+    limit: int | None = None,
+    everything: Sequence[StepState] | None = None,
+) -> Table:
+    """Return the steps as a table; above `limit` rows, finished and waiting ones are folded.
+
+    Below it stands a summary of `states`, or of `everything` if the table is a part of that.
+    """
     from rich.table import Table
     from rich.text import Text
 
     shown = _fold(list(states), limit)
-    result = Table(
-        box=None, pad_edge=False, caption=summary(states), caption_justify="left", expand=True
-    )
+    told = summary(states if everything is None else everything)
+    result = Table(box=None, pad_edge=False, caption=told, caption_justify="left", expand=True)
     for name in ("step", "state", "time"):
         result.add_column(name, no_wrap=True)
     result.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)  # only this one shrinks
@@ -92,11 +99,14 @@ def _fold(states: list[StepState], limit: int | None) -> list[StepState]:
     return states
 
 
+View = Callable[..., "RenderableType"]
+
+
 @contextmanager
 def progress(
-    folder: RunFolder, console: Console
+    folder: RunFolder, console: Console, view: View = table
 ) -> Iterator[Callable[[Sequence[StepState]], None]]:
-    """Show a run as it goes: a live table on a terminal, a line for each change elsewhere."""
+    """Show a run as it goes: a live `view` on a terminal, a line for each change elsewhere."""
     if not console.is_terminal:
         yield _line_printer(console)
         return
@@ -104,7 +114,7 @@ def progress(
 
     limit = max(5, min(MAX_ROWS, console.height - 4))
     with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield lambda states: live.update(table(states, folder, limit))
+        yield lambda states: live.update(view(states, folder, limit))
 
 
 def _line_printer(console: Console) -> Callable[[Sequence[StepState]], None]:
@@ -126,9 +136,17 @@ def _line_printer(console: Console) -> Callable[[Sequence[StepState]], None]:
 
 
 def failure_report(result: Result, folder: RunFolder) -> str:
-    """Return one screen about why a run did not finish, ending with the command to go on."""
+    """Return one screen about why a run did not finish, ending with the command to go on.
+
+    Where steps wait for the user and none failed, it says what they wait for.
+    """
     failed = [step for step in result.states if step.state == "failed"]
+    paused = [step for step in result.states if step.state == "paused"]
     lines = [summary(result.states)]
+    if paused and not failed:
+        for step in paused:
+            lines += ["", f"PAUSED {step.node.key}: {step.status.reason if step.status else ''}"]
+        return "\n".join([*lines, "", f"when that is done: dpaflow resume {folder.root}"])
     if result.stopped:
         lines.append("stopped; finished steps are kept, a training goes on from its checkpoint")
     elif not failed:
