@@ -105,64 +105,103 @@ def run(
     ),
 ) -> None:
     """Run a pipeline; steps that an earlier run into the same folder finished are kept."""
+    from workflows import runner
     from workflows.backends.local import RunFolder
-    from workflows.schema import dump_pipeline, load_pipeline
+    from workflows.schema import load_pipeline
 
     loaded = load_pipeline(pipeline)
     folder = RunFolder((out or Path("runs") / loaded.name).resolve())
-    text = f"# resolved from {pipeline.resolve()}\n{dump_pipeline(loaded)}"
-    _run(loaded, folder, text)
+    runner.start(loaded, pipeline, folder)
+    _run(loaded, folder)
 
 
 @app.command()
-def resume(run: Run) -> None:
-    """Continue a run that failed or was stopped; only what is missing runs again."""
+def resume(
+    run: Run,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Run this step and all behind it again, e.g. "
+                                 "iter-000003/select.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE: change a setting from there on; "
+                                       "may be repeated.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Continue a run that failed, was stopped or waits for you; only what is missing runs."""
     from dpa_core.errors import ConfigError
+    from workflows import runner
     from workflows.backends.local import RunFolder
+    from workflows.revisions import parse_revision
     from workflows.schema import load_pipeline
 
     folder = RunFolder(run.resolve())
     if not folder.pipeline.exists():
         raise ConfigError(f"{run}: no {folder.pipeline.name} in it; start with `dpaflow run`")
-    _run(load_pipeline(folder.pipeline), folder, None)
+    if settings and start is None:
+        raise ConfigError("--set needs --from STEP: the step from which on it holds, see status")
+    loaded = load_pipeline(folder.pipeline)
+    if start is not None:
+        runner.revise(loaded, folder, parse_revision(start, settings or []))
+    _run(loaded, folder)
 
 
-def _run(pipeline: Pipeline, folder: RunFolder, text: str | None) -> None:
+def _run(pipeline: Pipeline, folder: RunFolder) -> None:
     from rich.console import Console
 
-    from workflows import monitor
-    from workflows.backends import local
-    from workflows.pipeline import plan
+    from workflows import iterations, monitor, runner
 
-    nodes = plan(pipeline)
-    console = Console()
-    console.print(f"{pipeline.name}: {len(nodes)} steps in {folder.root}", soft_wrap=True)
-    with monitor.progress(folder, console) as watch:
-        result = local.run(nodes, pipeline.execution, folder, watch, text)
+    console = iterations.plain_console(Console())
+    console.print(f"{pipeline.name}: running in {folder.root}", soft_wrap=True)
+    with monitor.progress(folder, console, iterations.view) as watch:
+        outcome = runner.drive(pipeline, folder, watch, runner.publish)
+    result = outcome.result
+    if result.paused:
+        typer.echo(runner.pause_report(result, folder))
+        return
     if not result.succeeded:
         typer.echo(monitor.failure_report(result, folder), err=True)
         raise typer.Exit(130 if result.stopped else 1)
+    if outcome.decision is not None:
+        iterations.show_status(folder, console)
+        typer.echo(runner.verdict(outcome.decision, folder))
     typer.echo(monitor.summary(result.states))
-    typer.echo(f"report: {local.publish_report(folder)}")
+    typer.echo(f"report: {folder.root / 'report.html'}")
+    if outcome.stuck:
+        raise typer.Exit(1)
 
 
 @app.command()
-def status(run: Run = Path()) -> None:
-    """Show the steps of a run."""
+def status(
+    run: Run = Path(),
+    every: Annotated[
+        bool, typer.Option("--all", help="Also the steps of finished iterations.")
+    ] = False,
+) -> None:
+    """Show the iterations and steps of a run."""
     from rich.console import Console
 
-    from workflows import monitor
-    from workflows.backends.local import RunFolder, is_running, read_states
+    from workflows import iterations
+    from workflows.backends.local import RunFolder, is_running
 
     folder = RunFolder(run.resolve())
     live = is_running(folder)
-    states = read_states(folder, live=live)
-    Console().print(monitor.table(states, folder))
+    states = iterations.show_status(folder, Console(), every=every)
     done = all(step.state == "succeeded" for step in states)
     if live:
         typer.echo("running")
     elif not done:
         typer.echo(f"not running; continue with: dpaflow resume {run}")
+
+
+@app.command()
+def watch(run: Run = Path()) -> None:
+    """Show a run that goes on in another process, until it ends."""
+    from rich.console import Console
+
+    from workflows import iterations
+    from workflows.backends.local import RunFolder
+
+    iterations.watch(RunFolder(run.resolve()), Console())
 
 
 @app.command()

@@ -35,6 +35,8 @@ class Node(NamedTuple):
         Fields of the OP's inputs; paths are absolute or "KEY:path".
     files
         Files and folders outside the pipeline that the step reads (or patterns with `*`).
+    salt
+        Another number makes the step run again although nothing else changed.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Node(NamedTuple):
     config: dict[str, Any]
     inputs: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple is immutable, nobody writes here)
     files: tuple[str, ...] = ()
+    salt: int = 0
 
 
 def check(nodes: Sequence[Node]) -> None:
@@ -92,6 +95,7 @@ def fingerprints(nodes: Sequence[Node]) -> dict[str, str]:
             "inputs": node.inputs,
             "upstream": {key: result[key] for key in sorted(needs(node))},
             "files": [_signature(path) for path in node.files],
+            **({"salt": node.salt} if node.salt else {}),
         }
         text = json.dumps(document, sort_keys=True)
         result[node.key] = hashlib.sha256(text.encode()).hexdigest()[:16]

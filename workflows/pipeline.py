@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from workflows.concurrent_learning import Loop, Progress
 from workflows.graph import Node, check, slug
 
 if TYPE_CHECKING:
@@ -13,8 +14,15 @@ if TYPE_CHECKING:
 MODEL = "model.safetensors"
 
 
-def plan(pipeline: Pipeline) -> list[Node]:
+def plan(pipeline: Pipeline, progress: Progress | None = None) -> list[Node]:
     """Return the steps of a pipeline, every step after those it depends on.
+
+    Parameters
+    ----------
+    pipeline
+        What to do.
+    progress
+        How many iterations of concurrent learning there are by now; one when left out.
 
     Raises
     ------
@@ -27,9 +35,20 @@ def plan(pipeline: Pipeline) -> list[Node]:
     for target in pipeline.targets:
         for seed in target.seeds:
             nodes += _target(pipeline, target, seed)
+    if pipeline.concurrent_learning is not None:
+        nodes += _loop(pipeline).nodes(progress or Progress())
     nodes.append(_report(pipeline, nodes))
     check(nodes)
     return nodes
+
+
+def _loop(pipeline: Pipeline) -> Loop:
+    """Return concurrent learning's steps, with the model it starts from."""
+    settings = pipeline.concurrent_learning
+    if settings is None or settings.start == "scratch":
+        return Loop(pipeline)
+    model = _pretrained(pipeline, settings.model or next(iter(pipeline.models)))
+    return Loop(pipeline, model.path, model.files)
 
 
 def _collect(pipeline: Pipeline, name: str) -> Node:

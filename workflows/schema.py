@@ -5,10 +5,9 @@ Blocks that belong to an OP are the OP's own classes; here is only what ties the
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,47 +22,15 @@ from dpa_core.config import (
     OptimizerConfig,
     parse_config,
 )
-from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.errors import ConfigError
 from dpa_core.yaml_file import read_yaml
 from ops.collect import CollectConfig
+from ops.structures import FileSource
 from ops.test import RunTestConfig
 from ops.train import ModelSettings, TrainingSettings
-
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-MAX_NAME = 40
-
-
-class RunSettings(Config):
-    """Settings of a training run; the data come from the pipeline."""
-
-    training: TrainingSettings
-    """Length, batch size, frequencies."""
-    learning_rate: LearningRateConfig = LearningRateConfig()
-    """Schedule of the learning rate."""
-    loss: LossConfig = LossConfig()
-    """Prefactors of the loss."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """Adam or AdamW."""
-    nproc: PositiveInt = 1
-    """Processes of a data-parallel run."""
-
-    def run_config(self) -> dict[str, Any]:
-        """Return the blocks that the training OP takes, as plain JSON."""
-        blocks = {"training", "learning_rate", "loss", "optimizer", "nproc"}
-        return self.model_dump(mode="json", exclude_unset=True, include=blocks)
-
-
-class FinetuneRun(RunSettings):
-    """Settings of the finetuning runs."""
-
-    bias: Literal["change", "set", "none"] = "change"
-    """Energy bias before training: shift by the residual, replace by label statistics, keep."""
-    new_fitting: bool = False
-    """Start with a fresh fitting net."""
-
-    def start(self) -> dict[str, Any]:
-        """Return the finetune block of the training OP."""
-        return {"bias": self.bias, "new_fitting": self.new_fitting}
+from workflows.schema_checks import find_mistakes
+from workflows.schema_loop import ConcurrentLearning
+from workflows.schema_runs import FinetuneRun, RunSettings
 
 
 class Pretrain(Config):
@@ -167,10 +134,12 @@ class Pipeline(Config):
     """Named data sets."""
     models: dict[str, ModelSettings] = Field(min_length=1)
     """Named architectures."""
-    pretrain: Pretrain
+    pretrain: Pretrain = Pretrain()
     """How the architectures are pretrained."""
     targets: tuple[Target, ...] = ()
     """New materials to adapt to."""
+    concurrent_learning: ConcurrentLearning | None = None
+    """Grow the data of one material by exploring, selecting and labelling."""
     test: RunTestConfig = RunTestConfig()
     """What tests measure and draw."""
     report: ReportSettings = ReportSettings()
@@ -194,7 +163,15 @@ class Pipeline(Config):
 
     def trained_models(self) -> list[str]:
         """Names of the architectures that this pipeline pretrains."""
+        if not self.needs_pretrained():
+            return []
         return [name for name in self.models if name not in self.pretrain.given]
+
+    def needs_pretrained(self) -> bool:
+        """Whether anything starts from a pretrained model, or is to be pretrained."""
+        loop = self.concurrent_learning
+        only_loop = loop is not None and loop.start == "scratch" and not self.targets
+        return not only_loop or bool(self.pretrain.data)
 
     def test_config(self) -> dict[str, Any]:
         """Return the settings of the test OP as plain JSON."""
@@ -271,7 +248,7 @@ def _expand(value: Any, place: str, environment: Mapping[str, str], mistakes: li
 def _absolute(pipeline: Pipeline, folder: Path) -> Pipeline:
     """Return the pipeline with every path absolute."""
 
-    def place(path: str) -> str:
+    def place(path: str | Path) -> str:
         return os.path.normpath(folder / Path(path).expanduser())
 
     data = {
@@ -284,107 +261,36 @@ def _absolute(pipeline: Pipeline, folder: Path) -> Pipeline:
         )
         for name, config in pipeline.data.items()
     }
-    given = {name: place(path) for name, path in pipeline.pretrain.given.items()}
-    update: dict[str, Any] = {"given": given} if given else {}
-    return pipeline.model_copy(
-        update={"data": data, "pretrain": pipeline.pretrain.model_copy(update=update)}
-    )
+    update: dict[str, Any] = {"data": data}
+    if pipeline.pretrain.given:
+        given = {name: place(path) for name, path in pipeline.pretrain.given.items()}
+        update["pretrain"] = pipeline.pretrain.model_copy(update={"given": given})
+    if pipeline.concurrent_learning is not None:
+        update["concurrent_learning"] = _place_loop(pipeline.concurrent_learning, place, folder)
+    return pipeline.model_copy(update=update)
 
 
-def find_mistakes(pipeline: Pipeline) -> Iterable[str]:
-    """Yield what is wrong between the blocks, and the files that do not exist."""
-    yield from _names(pipeline)
-    yield from _files(pipeline)
-    yield from _pretrain_mistakes(pipeline)
-    for number, target in enumerate(pipeline.targets):
-        place = f"targets.{number}"
-        yield from _known(f"{place}.data", target.data, pipeline.data, "data sets")
-        if target.test is not None:
-            yield from _known(f"{place}.test", target.test, pipeline.data, "data sets")
-            if target.test == target.data and not pipeline.data[target.data].split.test:
-                yield (
-                    f"{place}.test: {target.test!r} is also the data to draw from and has no test "
-                    f"part; set data.{target.test}.split.test, or leave test out"
-                )
-    yield from _elements(pipeline)
-
-
-def _names(pipeline: Pipeline) -> Iterable[str]:
-    groups: dict[str, Iterable[str]] = {
-        "data": pipeline.data,
-        "models": pipeline.models,
-        "targets": [target.name for target in pipeline.targets],
+def _place_loop(
+    loop: ConcurrentLearning, place: Callable[[str | Path], str], folder: Path
+) -> ConcurrentLearning:
+    structures = {
+        name: source.model_copy(update={"path": place(source.path)})
+        if isinstance(source, FileSource)
+        else source
+        for name, source in loop.structures.items()
     }
-    for group, names in groups.items():
-        seen: dict[str, str] = {}
-        for name in names:
-            if not NAME.fullmatch(name) or len(name) > MAX_NAME:
-                yield (
-                    f"{group}: name {name!r}; allowed are letters, digits, - and _, a letter "
-                    f"first, at most {MAX_NAME}"
-                )
-            same = name.lower().replace("_", "-")
-            if same in seen:
-                yield f"{group}: {name!r} and {seen[same]!r} differ only in case or in - and _"
-            seen[same] = name
-
-
-def _files(pipeline: Pipeline) -> Iterable[str]:
-    import glob
-
-    for name, config in pipeline.data.items():
-        for number, source in enumerate(config.sources):
-            if not glob.glob(source.path):  # noqa: PTH207  (an absolute pattern)
-                yield f"data.{name}.sources.{number}.path: no such file or folder: {source.path}"
-    for name, path in pipeline.pretrain.given.items():
-        if not Path(path).is_file():
-            yield f"pretrain.from.{name}: no such file: {path}"
-            continue
-        from dpa_core.interchange.native import read_header  # brings torch with it
-
-        try:
-            read_header(path)
-        except ModelFileError as error:
-            yield f"pretrain.from.{name}: {error}"
-
-
-def _pretrain_mistakes(pipeline: Pipeline) -> Iterable[str]:
-    pretrain = pipeline.pretrain
-    for name in pretrain.data:
-        yield from _known("pretrain.data", name, pipeline.data, "data sets")
-    for name in pretrain.given:
-        yield from _known(f"pretrain.from.{name}", name, pipeline.models, "models")
-    trained = pipeline.trained_models()
-    if trained and not pretrain.data:
-        yield f"pretrain.data: missing; {', '.join(trained)} must be trained on something"
-    if trained and pretrain.training is None:
-        yield f"pretrain.training: missing; needed to train {', '.join(trained)}"
-
-
-def _known(place: str, name: str, allowed: Iterable[str], what: str) -> Iterable[str]:
-    names = list(allowed)
-    if name in names:
-        return
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(names)}"
-    yield f"{place}: no such name among the {what}: {name!r}; {hint}"
-
-
-def _elements(pipeline: Pipeline) -> Iterable[str]:
-    """Elements that a block names and the type map does not have, or that do not exist."""
-    from ase.data import chemical_symbols
-
-    if pipeline.type_map is None:
-        return
-    for element in pipeline.type_map:
-        if element not in chemical_symbols[1:]:
-            yield from _known("type_map", element, chemical_symbols[1:], "chemical elements")
-    if len(set(pipeline.type_map)) != len(pipeline.type_map):
-        yield f"type_map: an element is named twice: {list(pipeline.type_map)}"
-    for name, config in pipeline.data.items():
-        for element in (*(config.type_map or ()), *(config.filters.elements or ())):
-            if element not in pipeline.type_map:
-                yield f"data.{name}: element {element!r} is not in type_map"
+    label = loop.label.model_copy(update={"labeler": loop.label.labeler.placed(folder)})
+    stages = []
+    for stage in loop.stages:
+        files = getattr(stage.explore, "model_files", None)
+        if files:
+            explore = stage.explore.model_copy(
+                update={"model_files": tuple(place(file) for file in files)}
+            )
+            stage = stage.model_copy(update={"explore": explore})
+        stages.append(stage)
+    update = {"structures": structures, "label": label, "stages": tuple(stages)}
+    return loop.model_copy(update=update)
 
 
 def dump_pipeline(pipeline: Pipeline) -> str:

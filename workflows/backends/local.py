@@ -72,6 +72,11 @@ class RunFolder(NamedTuple):
         return self.root / ".dflow" / "dflow.log"
 
     @property
+    def labels(self) -> Path:
+        """Everything that was ever labelled, whatever becomes of the steps."""
+        return self.root / "labels"
+
+    @property
     def pipeline(self) -> Path:
         """The pipeline with absolute paths; `resume` reads it."""
         return self.root / "pipeline.yaml"
@@ -96,13 +101,18 @@ class Result(NamedTuple):
         """True if every step did."""
         return all(step.state == "succeeded" for step in self.states)
 
+    @property
+    def paused(self) -> bool:
+        """True if nothing failed, but a step waits for the user."""
+        states = {step.state for step in self.states}
+        return not self.stopped and "paused" in states and "failed" not in states
+
 
 def run(
     nodes: Sequence[Node],
     execution: Execution,
     folder: RunFolder,
     watch: Callable[[list[StepState]], None] | None = None,
-    text: str | None = None,
 ) -> Result:
     """Run all steps that are not yet done; returns when nothing runs any more.
 
@@ -116,8 +126,6 @@ def run(
         The run's folder; what earlier runs finished there is kept if still valid.
     watch
         Called several times a second with the state of every step.
-    text
-        The pipeline, to be kept as the run's pipeline.yaml.
 
     Raises
     ------
@@ -125,23 +133,31 @@ def run(
         If another process runs this folder.
     """
     with locked(folder):
-        if text is not None:
-            folder.pipeline.write_text(text, encoding="utf-8")
-        _wait_for_leftovers(folder)
-        prints = fingerprints(nodes)
-        prune(nodes, prints, folder)
-        folder.steps.mkdir(parents=True, exist_ok=True)
-        plan = {
-            "nodes": [node._asdict() for node in nodes],
-            "execution": execution.model_dump(mode="json"),
-            "fingerprints": prints,
-        }
-        write_json(folder.plan, plan)
-        done = Result(read_states(folder, live=True), stopped=False)
-        if done.succeeded:
-            return done
-        with _stop_flag() as flag:
-            return _supervise(folder, execution, flag, watch or (lambda _: None))
+        return run_locked(nodes, execution, folder, watch)
+
+
+def run_locked(
+    nodes: Sequence[Node],
+    execution: Execution,
+    folder: RunFolder,
+    watch: Callable[[list[StepState]], None] | None = None,
+) -> Result:
+    """Do what `run` does, for a caller that holds the lock."""
+    _wait_for_leftovers(folder)
+    prints = fingerprints(nodes)
+    prune(nodes, prints, folder)
+    folder.steps.mkdir(parents=True, exist_ok=True)
+    plan = {
+        "nodes": [node._asdict() for node in nodes],
+        "execution": execution.model_dump(mode="json"),
+        "fingerprints": prints,
+    }
+    write_json(folder.plan, plan)
+    done = Result(read_states(folder, live=True), stopped=False)
+    if done.succeeded:
+        return done
+    with _stop_flag() as flag:
+        return _supervise(folder, execution, flag, watch or (lambda _: None))
 
 
 def publish_report(folder: RunFolder) -> Path:
@@ -334,6 +350,7 @@ def _environment(folder: RunFolder, execution: Execution) -> dict[str, str]:
         "DFLOW_DEBUG_POOL_WORKERS": str(execution.parallel),
         "DFLOW_DETECT_EMPTY_DIR": "false",
         "DPAFLOW_STEPS": str(folder.steps),
+        "DPAFLOW_LABELS": str(folder.labels),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,

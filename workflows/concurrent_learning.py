@@ -1,0 +1,376 @@
+"""The steps of concurrent learning: the first labels, iterations, the final model.
+
+Every iteration is the same graph; what differs (which stage is on, how much was selected) is
+in files that the steps hand on. Only the number of iterations is not known beforehand:
+`Progress` says how many there are by now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ops.decide import DECISION, NEW, PREVIOUS
+from ops.labelers import PoolLabeler
+from ops.structures import DataSource, FileSource
+from workflows.graph import Node, slug
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from workflows.schema import Pipeline
+    from workflows.schema_loop import ConcurrentLearning
+
+MODEL = "model.safetensors"
+TEST_CONFIG = {"refit": False, "plots": False}
+Phase = Literal["first", "later", "final"]
+
+
+class Progress(NamedTuple):
+    """How far a loop has come.
+
+    Attributes
+    ----------
+    iterations
+        Iterations to plan: those decided and the one to come.
+    finished
+        Whether the last of them ended the loop.
+    labelled
+        Frames labelled in all of them.
+    """
+
+    iterations: int = 1
+    finished: bool = False
+    labelled: int = 0
+
+
+def decide_key(iteration: int) -> str:
+    """Return the key of the step that decides about an iteration."""
+    return f"iter-{iteration:06d}-decide"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Everything the nodes are made from.
+
+    Attributes
+    ----------
+    pipeline
+        The whole pipeline.
+    start
+        The pretrained model the first training starts from, as an input path; None: scratch.
+    start_files
+        That model's file if it lies outside the pipeline.
+    """
+
+    pipeline: Pipeline
+    start: str | None = None
+    start_files: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> ConcurrentLearning:
+        """The block `concurrent_learning`."""
+        found = self.pipeline.concurrent_learning
+        if found is None:
+            raise ValueError("the pipeline has no concurrent_learning block")
+        return found
+
+    @property
+    def members(self) -> range:
+        """Numbers of the model files: one for all heads, or one for every member."""
+        return range(1 if self.settings.committee.kind == "heads" else self.settings.committee.size)
+
+    def nodes(self, progress: Progress) -> list[Node]:
+        """Return the loop's steps, every one after those it depends on."""
+        nodes = self._init()
+        for k in range(progress.iterations):
+            nodes += self.iteration(k)
+        if progress.finished:
+            nodes += self._final(progress)
+        return nodes
+
+    def iteration(self, k: int) -> list[Node]:
+        """Return the steps of one iteration."""
+        prefix = f"iter-{k:06d}"
+        before = {} if k == 0 else {"decision": f"{decide_key(k - 1)}:{DECISION}"}
+        trains = [self._train(prefix, k, m, "later" if k else "first") for m in self.members]
+        models = [f"{node.key}:{MODEL}" for node in trains]
+        explores = [self._explore(prefix, k, part, models, before)
+                    for part in range(self.settings.explore_tasks)]  # fmt: skip
+        explored = [f"{node.key}:" for node in explores]
+        stages = [_dump(stage.select) for stage in self.settings.stages]
+        select = Node(
+            f"{prefix}-select",
+            "select",
+            {"stages": stages, **self._common(k)},
+            {"explored": explored, "models": models, "labelled": self._data(k), **before},
+        )
+        labels = self._label(prefix, select.key, self.settings.groups)
+        test = self._test(prefix, k, models)
+        groups = [f"{node.key}:" for node in labels if node.op == "label"]
+        decide = self._decide(prefix, k, explored, groups, before)
+        report = self._report(prefix, trains, decide)
+        return [*trains, *explores, select, *labels, test, decide, report]
+
+    def _init(self) -> list[Node]:
+        names = self.settings.init.structures
+        if not names:
+            return []
+        make = Node(
+            "init-structures",
+            "structures",
+            {"sources": self._sources(names), "names": list(names), **self._common(None)},
+            {"data": self._structure_data(names)},
+            self._structure_files(names),
+        )
+        count = sum(self.settings.structures[name].count or 0 for name in names)
+        groups = math.ceil(count / self.settings.label.group_size)
+        return [make, *self._label("init", make.key, groups, allow_empty=False)]
+
+    def _common(self, iteration: int | None) -> dict[str, Any]:
+        """Return the settings that several OPs share."""
+        common: dict[str, Any] = {"seed": self.pipeline.seed}
+        if iteration is not None:
+            common["iteration"] = iteration
+        if self.pipeline.type_map is not None:
+            common["type_map"] = list(self.pipeline.type_map)
+        return common
+
+    def _data(self, k: int) -> list[str]:
+        """Folders of all frames labelled before iteration k."""
+        data = [f"collect-{slug(name)}:train" for name in self.settings.init.data]
+        data += ["init-collect:train"] if self.settings.init.structures else []
+        return data + [f"iter-{i:06d}-collect:train" for i in range(k)]
+
+    def _valid(self) -> list[str]:
+        names = [n for n in self.settings.init.data if self.pipeline.data[n].split.valid]
+        return [f"collect-{slug(name)}:valid" for name in names]
+
+    def _train(self, prefix: str, k: int, m: int, phase: Phase) -> Node:
+        """Training of member m; `phase` chooses settings and what it starts from."""
+        train = self.settings.train
+        # far apart, so that two pipelines with neighbouring seeds share no model
+        seed = 100_000 * self.pipeline.seed + 100 * k + m
+        inputs: dict[str, Any] = {"train": self._data(k)}
+        if valid := self._valid():
+            inputs["valid"] = valid
+        config = self._train_config(train.settings(phase).run_config(), seed)
+        origin, files = self.start, self.start_files
+        bias, new_fitting = train.bias, train.new_fitting
+        if phase != "first":
+            previous = f"iter-{k - 1:06d}-train-m{m}:{MODEL}"
+            inputs["new"] = [f"iter-{k - 1:06d}-collect:train"]
+            if not (phase == "final" and train.final):
+                inputs["previous"] = previous
+            if train.strategy == "last":
+                origin, files = previous, ()
+                bias, new_fitting = "none", False
+            elif train.strategy == "scratch":
+                origin, files = None, ()
+        if origin is not None:
+            inputs["pretrained"] = origin
+            config["finetune"] = {"bias": bias, "new_fitting": new_fitting}
+        if train.replay is not None:
+            inputs["replay"] = [f"collect-{slug(name)}:train" for name in train.replay.data]
+            config |= {"replay": train.replay.fraction, "draw_seed": self.pipeline.seed}
+        return Node(f"{prefix}-train-m{m}", "train", config, inputs, files)
+
+    def _train_config(self, config: dict[str, Any], seed: int) -> dict[str, Any]:
+        config["training"] = {**config["training"], "seed": seed}
+        name = self.settings.model or next(iter(self.pipeline.models))
+        config["model"] = self.pipeline.models[name].model_dump(mode="json", exclude_unset=True)
+        if self.settings.committee.kind == "heads":
+            config["model"]["heads"] = self.settings.committee.size
+        return config
+
+    def _explore(
+        self, prefix: str, k: int, part: int, models: Sequence[str], before: Mapping[str, Any]
+    ) -> Node:
+        stages = self.settings.stages
+        names = sorted({name for stage in stages for name in stage.structures})
+        config = {
+            "sources": self._sources(names),
+            "stages": [
+                {"structures": list(s.structures), "explorer": _dump(s.explore)} for s in stages
+            ],
+            "part": part,
+            "parts": self.settings.explore_tasks,
+            **self._common(k),
+        }
+        data = self._structure_data(names)
+        for stage in stages:
+            if name := getattr(stage.explore, "data", None):
+                data[name] = self._pool(name)
+        inputs = {"models": list(models), "data": data, **before}
+        files = self._structure_files(names)
+        return Node(f"{prefix}-explore-p{part}", "explore", config, inputs, files)
+
+    def _sources(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: _dump(self.settings.structures[name]) for name in names}
+
+    def _structure_data(self, names: Sequence[str]) -> dict[str, str]:
+        sources = [self.settings.structures[name] for name in names]
+        return {s.data: self._pool(s.data) for s in sources if isinstance(s, DataSource)}
+
+    def _structure_files(self, names: Sequence[str]) -> tuple[str, ...]:
+        sources = [self.settings.structures[name] for name in names]
+        return tuple(str(s.path) for s in sources if isinstance(s, FileSource))
+
+    def _pool(self, name: str) -> str:
+        return f"collect-{slug(name)}:train"
+
+    def _label(
+        self, prefix: str, source: str, groups: int, *, allow_empty: bool = True
+    ) -> list[Node]:
+        """Prepare, label in groups, collect what is labelled."""
+        label = self.settings.label
+        labeler = _dump(label.labeler.inlined())
+        data: dict[str, str] = {}
+        if isinstance(label.labeler, PoolLabeler):
+            data[label.labeler.data] = self._pool(label.labeler.data)
+        prepare = Node(
+            f"{prefix}-prepare",
+            "prepare",
+            {"labeler": labeler, "groups": groups, "group_size": label.group_size},
+            {"selected": f"{source}:selected", "data": data},
+        )
+        steps = [
+            Node(
+                f"{prefix}-label-g{g:03d}",
+                "label",
+                {"labeler": labeler, "group": g},
+                {"prepared": f"{prepare.key}:", "data": data},
+            )
+            for g in range(groups)
+        ]
+        paths = {f"group-{g}": f"{node.key}:labelled" for g, node in enumerate(steps)}
+        config: dict[str, Any] = {
+            "sources": [{"path": path, "label": name} for name, path in paths.items()],
+            "filters": _dump(label.filters),
+            "allow_empty": True,
+            "min_train": 0 if allow_empty else 1,
+        }
+        if self.pipeline.type_map is not None:
+            config["type_map"] = list(self.pipeline.type_map)
+        collect = Node(f"{prefix}-collect", "collect", config, {"paths": paths})
+        return [prepare, *steps, collect]
+
+    def _tests(self) -> dict[str, list[str]]:
+        found = {}
+        for name in self.settings.test:
+            part = "test" if self.pipeline.data[name].split.test else "train"
+            found[name] = [f"collect-{slug(name)}:{part}"]
+        return found
+
+    def _test(self, prefix: str, k: int, models: Sequence[str]) -> Node:
+        """Test the committee on frames it has not seen: the new ones, and the test sets."""
+        data = {NEW: [f"iter-{k:06d}-collect:train"], **self._tests()}
+        if k:
+            data[PREVIOUS] = [f"iter-{k - 1:06d}-collect:train"]
+        inputs = {"models": {f"m{m}": path for m, path in enumerate(models)}, "data": data}
+        return Node(f"{prefix}-test", "test", TEST_CONFIG, inputs)
+
+    def _decide(
+        self,
+        prefix: str,
+        k: int,
+        explored: Sequence[str],
+        labels: Sequence[str],
+        before: Mapping[str, Any],
+    ) -> Node:
+        settings = self.settings
+        stages = [
+            {
+                "name": settings.stage_name(number),
+                "converge": _dump(stage.converge),
+                "max_iterations": stage.max_iterations,
+                "at_max": stage.at_max,
+            }
+            for number, stage in enumerate(settings.stages)
+        ]
+        config = {
+            "stages": stages,
+            "iteration": k,
+            "max_iterations": settings.max_iterations,
+            "min_success": settings.label.min_success,
+        }
+        inputs: dict[str, Any] = {
+            "explored": list(explored),
+            "selected": f"{prefix}-select:",
+            "labels": list(labels),
+            "trained": f"{prefix}-train-m0:",
+            "test": f"{prefix}-test:",
+        }
+        if before:
+            inputs["previous"] = before["decision"]
+        return Node(decide_key(k), "decide", config, inputs)
+
+    def _report(self, prefix: str, trains: Sequence[Node], decide: Node) -> Node:
+        inputs = {
+            **{name: decide.inputs[name] for name in ("explored", "selected", "labels", "test")},
+            "collected": f"{prefix}-collect:",
+            "decision": f"{decide.key}:{DECISION}",
+            "trained": {f"m{m}": f"{node.key}:" for m, node in enumerate(trains)},
+        }
+        config = {"title": self.pipeline.report.title or self.pipeline.name}
+        return Node(f"{prefix}-report", "report_iteration", config, inputs)
+
+    def _final(self, progress: Progress) -> list[Node]:
+        """Train on everything, and measure: first against final, selected against random."""
+        n = progress.iterations
+        trains = [self._train("final", n, m, "final") for m in self.members]
+        nodes = list(trains)
+        models = {f"start-m{m}": f"iter-000000-train-m{m}:{MODEL}" for m in self.members}
+        models |= {f"final-m{m}": f"{node.key}:{MODEL}" for m, node in enumerate(trains)}
+        for seed in self.settings.compare.random if progress.labelled else ():
+            nodes += self._random(seed, progress)
+            models[f"random-s{seed:03d}"] = f"{nodes[-1].key}:{MODEL}"
+        if data := self._tests():
+            config = self.pipeline.test_config()
+            nodes.append(Node("final-test", "test", config, {"models": models, "data": data}))
+        return nodes
+
+    def _random(self, seed: int, progress: Progress) -> list[Node]:
+        """One model trained as long on as many labels, drawn from all that was explored."""
+        prefix = f"compare-random-s{seed:03d}"
+        n = progress.iterations
+        explored = [f"iter-{k:06d}-explore-p{part}:"
+                    for k in range(n) for part in range(self.settings.explore_tasks)]  # fmt: skip
+        filters = _dump(self.settings.stages[0].select).get("filters", {})
+        drawn = {"method": "random", "max_candidates": progress.labelled, "filters": filters}
+        select = Node(
+            f"{prefix}-select",
+            "select",
+            {"stages": [drawn], **self._common(n), "seed": seed},
+            {"explored": explored, "models": [f"iter-{n - 1:06d}-train-m0:{MODEL}"]},
+        )
+        groups = math.ceil(progress.labelled / self.settings.label.group_size)
+        labels = self._label(prefix, select.key, groups)
+        config = self._train_config(self._long_run(n), seed)
+        inputs: dict[str, Any] = {"train": [*self._data(0), f"{prefix}-collect:train"]}
+        if valid := self._valid():
+            inputs["valid"] = valid
+        files: tuple[str, ...] = ()
+        if self.start is not None:
+            inputs["pretrained"], files = self.start, self.start_files
+            config["finetune"] = self.settings.train.start()
+        return [select, *labels, Node(f"{prefix}-train", "train", config, inputs, files)]
+
+    def _long_run(self, n: int) -> dict[str, Any]:
+        """Return the settings of one run as long as all those that led to the final model."""
+        train = self.settings.train
+        if train.strategy != "last":
+            return train.settings("final").run_config()
+        config = train.settings("first").run_config()
+        phases: list[Phase] = ["first", *["later"] * (n - 1), "final"]  # type: ignore[list-item]
+        steps = [train.settings(phase).training.numb_steps for phase in phases]
+        known = [s for s in steps if s is not None]
+        if len(known) == len(steps):
+            config["training"]["numb_steps"] = sum(known)
+        return config
+
+
+def _dump(block: BaseModel) -> dict[str, Any]:
+    return block.model_dump(mode="json", exclude_unset=True)

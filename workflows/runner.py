@@ -1,0 +1,167 @@
+"""Run a pipeline to its end on this machine: plan, run, and plan on while a loop goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ops.decide import DECISION
+from ops.files import read_json, write_text
+from workflows.backends import local
+from workflows.backends.local import Result, RunFolder, StepState
+from workflows.concurrent_learning import Progress, decide_key
+from workflows.revisions import (
+    Revision,
+    current_plan,
+    read_revisions,
+    require_start,
+    write_revisions,
+)
+from workflows.schema import Pipeline, dump_pipeline
+
+MODELS = "models"
+"""Folder at the head of a run that receives the final models of a loop."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes
+    ----------
+    result
+        States of the steps of the last plan.
+    decision
+        The loop's last decision, None without a loop or before the first one.
+    """
+
+    result: Result
+    decision: dict[str, Any] | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the loop gave up."""
+        return self.decision is not None and self.decision["verdict"] == "stuck"
+
+
+def start(pipeline: Pipeline, source: Path, folder: RunFolder) -> None:
+    """Make `folder` the place of a run; what an earlier run finished there may be used again."""
+    with local.locked(folder):
+        text = f"# resolved from {source.resolve()}\n{dump_pipeline(pipeline)}"
+        write_text(folder.pipeline, text)
+        write_revisions(folder, [])
+
+
+def revise(pipeline: Pipeline, folder: RunFolder, revision: Revision) -> None:
+    """Change a run's settings from a step on.
+
+    Raises
+    ------
+    ConfigError
+        If the run has no such step or the settings are wrong; nothing is changed then.
+    """
+    with local.locked(folder):
+        revisions = read_revisions(folder)
+        nodes, _ = current_plan(pipeline, revisions, folder)
+        require_start(revision, nodes)
+        revisions.append(revision)
+        current_plan(pipeline, revisions, folder)
+        write_revisions(folder, revisions)
+
+
+def drive(
+    pipeline: Pipeline,
+    folder: RunFolder,
+    watch: Callable[[Sequence[StepState]], None],
+    finished: Callable[[RunFolder], None] = lambda _: None,
+) -> Outcome:
+    """Run all steps, iteration after iteration.
+
+    Parameters
+    ----------
+    pipeline
+        What the run was started with.
+    folder
+        The run's folder.
+    watch
+        Called several times a second with the state of every step.
+    finished
+        Called with the folder whenever a batch of steps has ended.
+
+    Raises
+    ------
+    ConfigError
+        If another process runs this folder.
+    """
+    with local.locked(folder):
+        revisions = read_revisions(folder)
+        nodes, progress = current_plan(pipeline, revisions, folder)
+        while True:
+            result = local.run_locked(nodes, pipeline.execution, folder, watch)
+            finished(folder)
+            after, progress = current_plan(pipeline, revisions, folder)
+            grown = {node.key for node in after} != {node.key for node in nodes}
+            if not result.succeeded or not grown:
+                break
+            nodes = after
+        if result.succeeded and progress.finished:
+            _publish_models(folder)
+        return Outcome(result, _last_decision(folder, progress))
+
+
+def _last_decision(folder: RunFolder, progress: Progress) -> dict[str, Any] | None:
+    for k in range(progress.iterations - 1, -1, -1):
+        path = folder.steps / decide_key(k) / DECISION
+        if path.exists():
+            found: dict[str, Any] = read_json(path)
+            return found
+    return None
+
+
+def _publish_models(folder: RunFolder) -> None:
+    """Copy the final models to the head of the run's folder."""
+    import shutil
+
+    target = folder.root / MODELS
+    target.mkdir(exist_ok=True)
+    for path in sorted(folder.steps.glob("final-train-m*/model.safetensors")):
+        name = path.parent.name.removeprefix("final-train-")
+        part = target / f".{name}.part"
+        shutil.copyfile(path, part)
+        part.replace(target / f"{name}.safetensors")
+
+
+def publish(folder: RunFolder) -> None:
+    """Bring the report and the pages of the iterations to the head of the run's folder."""
+    from workflows.iterations import publish_pages
+
+    if (folder.steps / "report" / "report.html").exists():
+        local.publish_report(folder)
+    publish_pages(folder)
+
+
+def verdict(decision: dict[str, Any], folder: RunFolder) -> str:
+    """Say how a loop ended, and how to go on where it did not converge."""
+    rows = decision["rows"]
+    labelled = sum(row["labelled"] for row in rows)
+    lines = [
+        f"{decision['verdict']} after {len(rows)} iterations and {labelled} labels: "
+        f"{decision['message']}"
+    ]
+    if decision["advice"]:
+        lines.append(decision["advice"])
+    if decision["verdict"] != "converged":
+        step = f"iter-{rows[-1]['iteration']:06d}"
+        lines.append(
+            f"go on with changed settings: dpaflow resume {folder.root} --from {step}/select "
+            "--set KEY=VALUE (for more iterations: --from "
+            f"{step}/decide --set max_iterations=N)"
+        )
+    return "\n".join(lines)
+
+
+def pause_report(result: Result, folder: RunFolder) -> str:
+    """Say what the user has to do before a paused run can go on."""
+    told = [step.status.reason for step in result.states
+            if step.state == "paused" and step.status is not None]  # fmt: skip
+    return "\n".join([*dict.fromkeys(told), f"then: dpaflow resume {folder.root}"])
