@@ -85,7 +85,7 @@ def write_iteration(inputs: IterationInputs, config: IterationConfig, outdir: Pa
     context = {
         "title": config.title,
         "iteration": config.iteration,
-        "stage": row.get("stage_name", decision.get("stage")),
+        "stage": row.get("stage_name", decision.get("stage", "")),
         "decision": decision,
         "table": loop_table(decision["rows"], current=config.iteration),
         "select": select,
@@ -102,7 +102,8 @@ def write_iteration(inputs: IterationInputs, config: IterationConfig, outdir: Pa
         "collect": _read(inputs.collected / "collect.json") if inputs.collected else None,
         "folded": FOLDED,
     }
-    return write_text(outdir / PAGE, render("report_loop.html", context))
+    # files of other versions may lack a number; the page is there nevertheless
+    return write_text(outdir / PAGE, render("report_loop.html", context, strict=False))
 
 
 def loop_table(

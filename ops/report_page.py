@@ -24,23 +24,30 @@ PAGES = "<!--pages-->"
 """Where a page gets its links to others, once it lies beside them."""
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """Fill a template of this package; date and versions are added to the context."""
+def render(template: str, context: Mapping[str, Any], *, strict: bool = True) -> str:
+    """Fill a template of this package; date and versions are added to the context.
+
+    What the context lacks is an error, or empty if not `strict`.
+    """
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined if strict else jinja2.Undefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = three_digits
-    environment.filters["milli"] = lambda v: three_digits(None if v is None else 1000 * v)
+    environment.filters["milli"] = lambda v: three_digits(1000 * v if _known(v) else None)
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(
         {"date": date, "versions": versions(), **context}
     )
+
+
+def _known(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def image(figure: Figure) -> str:

@@ -26,6 +26,10 @@ COMPARED = (
     (re.compile(r"random-(s\d+)$"), "random selection", "compare-random-{}-train"),
 )
 """Name of a model in the test results, its row in tables, the step that trained it."""
+_OUTCOMES = {
+    "converged": "Converged", "max_iterations": "Not converged", "stuck": "Stuck",
+    "continue": "Not yet converged", "stage converged": "Not yet converged",
+}  # fmt: skip
 Entry = Mapping[str, Any]
 
 
@@ -120,7 +124,7 @@ def loop_section(
     labelled = sum(row.get("labelled") or 0 for row in rows)
     failed = sum(row.get("failed_labels") or 0 for row in rows)
     return {
-        "verdict": f"{decision['verdict'].capitalize()} after {len(rows)} "
+        "verdict": f"{_OUTCOMES.get(decision['verdict'], decision['verdict'])} after {len(rows)} "
         f"iteration{'s' if len(rows) > 1 else ''} and {labelled} labels: {decision['message']}",
         "advice": decision["advice"],
         "table": loop_table(rows),

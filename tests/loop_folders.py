@@ -118,6 +118,14 @@ def train(folder: Path, frames=40) -> None:
     (folder / "lcurve.csv").write_text("\n".join(lines) + "\n")
 
 
+def collect(folder: Path) -> None:
+    row = {"source": "all", "path": "", "files": 1, "found": 2, "kept": 2}
+    write(folder / "collect.json", {
+        "type_map": ["Al", "Mg"], "table": [{**row, "source": "group-0"}, row], "bad": [],
+        "label_conflicts": {"count": 0},
+    })  # fmt: skip
+
+
 def iteration(steps: Path, number: int, rows=None, until="decide", offset=None) -> list[str]:
     """Write the folders of an iteration up to a step; return their names."""
     head = f"iter-{number:06d}"
@@ -129,7 +137,7 @@ def iteration(steps: Path, number: int, rows=None, until="decide", offset=None) 
         "explore-p1": lambda f: explore(f, 1),
         "select": lambda f: write(f / "select.json", select_document()),
         "label-g000": label,
-        "collect": lambda f: write(f / "collect.json", {"table": [{"kept": 2, "found": 2}]}),
+        "collect": collect,
         "test": write_test,
         "decide": lambda f: write(f / "decision.json", decision(rows or [row(number)])),
     }
