@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dpa_core.data.ase_formats import is_compressed
-from dpa_core.data.labels import frame_from_atoms
+from dpa_core.data.labels import UNITS, frame_from_atoms
 from dpa_core.data.system import MemorySystem
 from dpa_core.errors import DataError
 from dpa_core.frames import Frame
@@ -253,7 +253,8 @@ def _cp2k(path: Path, fmt: str) -> Read:
     if not re.search(r"GLOBAL\| Run type\s+MD\b", text):
         if not all(outcome):
             raise _unconverged(path, f" ({outcome.count(False)} of {len(outcome)} failed)")
-        yield from _dpdata(path, "cp2k/output")
+        for names, frames in _dpdata(path, "cp2k/output"):
+            yield names, [_with_cp2k_stress(f, text) for f in frames]
         return
     import dpdata  # noqa: F401  registers the formats
     from dpdata.formats.cp2k.output import Cp2kSystems
@@ -266,6 +267,24 @@ def _cp2k(path: Path, fmt: str) -> Read:
         )
     for data in Cp2kSystems(str(path), str(tracks[0]), restart=False):
         yield list(data["atom_names"]), _cp2k_converged(path, _frames(data, fmt), outcome)
+
+
+def _with_cp2k_stress(frame: Frame, text: str) -> Frame:
+    """Add the stress as printed by CP2K 2022 and later, which dpdata overlooks.
+
+    CP2K prints a pressure tensor (compression positive), hence virial = +printed·volume.
+    """
+    found = re.findall(
+        r"STRESS\| (?:Analytical|Numerical) stress tensor \[(\S+)\]\n.*\n"
+        r"((?: STRESS\| +[xyz] .*\n){3})",
+        text,
+    )
+    if frame.virial is not None or frame.box is None or not found:
+        return frame
+    unit, rows = found[-1]
+    pressure = np.array([line.split()[2:5] for line in rows.splitlines()], dtype=np.float64)
+    volume = abs(float(np.linalg.det(frame.box)))
+    return frame._replace(virial=pressure * UNITS["stress"][unit.lower()] * volume)
 
 
 def _cp2k_outcomes(text: str) -> list[bool]:
