@@ -174,7 +174,8 @@ def change_bias(
     data keep theirs. `set` replaces the bias by the fit to E_label; absent elements become 0.
     `preset_out_bias` pins elements in both modes. Atomic-energy labels, where present, decide
     for their types. The historic `fitting.bias_atom_e` is first merged into `out_bias`, which
-    changes no energy, so that both modes speak about the whole bias.
+    changes no energy, so that both modes speak about the whole bias. Heads share the bias:
+    `change` fits it with the first, which is the model that predicts.
 
     Parameters
     ----------
@@ -259,9 +260,11 @@ def set_bias_values(model: Potential, values: Mapping[str, float]) -> BiasReport
 
 
 def merge_bias(model: Potential) -> None:
-    """Move `fitting.bias_atom_e` into `out_bias`; the energies stay the same."""
-    model.out_bias.add_(model.fitting.bias_atom_e)
-    model.fitting.bias_atom_e.zero_()
+    """Move `fitting.bias_atom_e` into `out_bias`; the energies of all heads stay the same."""
+    shift = model.fitting.bias_atom_e.clone()
+    model.out_bias.add_(shift)
+    for fitting in model.fittings:
+        fitting.bias_atom_e.sub_(shift)
 
 
 def _residual_targets(model: Potential, dataset: Dataset, chosen: NDArray[np.int64]) -> _Targets:

@@ -144,7 +144,7 @@ def test_model(
     batch_atoms: int = 512,  # noqa: PT028 - not a test
     progress: Callable[[int, int], None] | None = None,  # noqa: PT028
 ) -> TestResult:
-    """Compare a model with the labels of a data set.
+    """Compare a model (of several heads, the first) with the labels of a data set.
 
     Parameters
     ----------

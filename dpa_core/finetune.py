@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A further head has the state of `fitting` under this prefix.
+_OTHER_HEAD = re.compile(r"^other_fittings\.\d+\.")
 # State with one row per type; a new type keeps the value of an untrained model.
 _ROWS = ("descriptor.davg", "descriptor.dstd", "fitting.bias_atom_e", "out_bias", "out_std")
 _TYPE_EMBEDDING = "descriptor.type_embedding.layer.weight"
@@ -172,7 +174,7 @@ def set_trainable(model: Potential, what: Literal["all", "fitting", "last_layer"
             frozen = norm and not getattr(config.descriptor, "trainable_ln", True)
             parameter.requires_grad_(not frozen)
     if config.fitting_net.trainable:
-        for net in model.fitting.nets:
+        for net in (net for fitting in model.fittings for net in fitting.nets):
             part = net.get_submodule("layers")[-1] if what == "last_layer" else net  # type: ignore[index]
             part.requires_grad_(requires_grad=True)
 
@@ -224,7 +226,7 @@ def merge_config(
     pretrained
         Configuration of the pretrained model.
     wanted
-        The run's: type map, precision, trainable, seed, rcond, preset_out_bias and
+        The run's: type map, heads, precision, trainable, seed, rcond, preset_out_bias and
         data_stat_*; everything else it sets must agree with the pretrained model.
     new_fitting
         The fitting net is made anew, so its block may differ.
@@ -237,7 +239,7 @@ def merge_config(
     base = remap_config(pretrained, wanted.type_map)
     update: dict[str, Any] = {
         key: getattr(wanted, key)
-        for key in ("preset_out_bias", "data_stat_nbatch", "data_stat_protect")
+        for key in ("heads", "preset_out_bias", "data_stat_nbatch", "data_stat_protect")
         if key in wanted.model_fields_set
     }
     conflicts = [
@@ -316,19 +318,25 @@ def _remap_atom_ener(
 def _transfer(
     source: Potential, config: ModelConfig, seed: int, new_fitting: bool = False
 ) -> Potential:
-    """Build `config` and fill it with the weights of `source`, types matched by name."""
+    """Build `config` and fill it with the weights of `source`, types matched by name.
+
+    Heads that `source` lacks start as copies of its first one; training deals them other
+    frames, which drives them apart.
+    """
     target = build_model(config, seed)
     old, state = source.state_dict(), target.state_dict()
     index = [source.type_map.index(n) if n in source.type_map else -1 for n in config.type_map]
     for name in state:
-        if new_fitting and name.startswith("fitting."):
+        of_first = _OTHER_HEAD.sub("fitting.", name)
+        if new_fitting and of_first.startswith("fitting."):
             continue
-        if name in _ROWS:
-            state[name] = _gather(old[name], state[name], index)
+        origin = name if name in old else of_first
+        if of_first in _ROWS:
+            state[name] = _gather(old[origin], state[name], index)
         elif name == _TYPE_EMBEDDING and not source.config.descriptor.use_econf_tebd:  # type: ignore[union-attr]
             state[name] = _remap_embedding(old[name], index, seed)
         else:
-            state[name] = old[_source_name(name, source, index)]
+            state[name] = old[_source_name(origin, source, index)]
     target.load_state_dict(state)
     return target
 
@@ -363,11 +371,12 @@ def _source_name(name: str, source: Potential, index: Sequence[int]) -> str:
     """Name in the old state of a tensor; only nets of single types (DeepPot-SE) move."""
     if source.descriptor.mixed_types:
         return name
-    match = re.match(r"(descriptor\.embedding|fitting\.nets)\.(\d+)\.(.*)", name)
+    nets = r"descriptor\.embedding|(?:fitting|other_fittings\.\d+)\.nets"
+    match = re.match(rf"({nets})\.(\d+)\.(.*)", name)
     if match is None:
         return name
     head, number, tail = match[1], int(match[2]), match[3]
     neighbor, centre = divmod(number, len(index))
-    if head == "fitting.nets" or source.config.descriptor.type_one_side:
+    if head.endswith(".nets") or source.config.descriptor.type_one_side:
         return f"{head}.{index[number]}.{tail}"
     return f"{head}.{index[centre] + len(index) * index[neighbor]}.{tail}"

@@ -278,8 +278,9 @@ def compute_param_stats(
 
 def _fill_param_stats(model: Potential, name: str, values: NDArray[np.float64]) -> None:
     std = np.maximum(values.std(axis=0), model.config.data_stat_protect)
-    getattr(model.fitting, f"{name}_avg").copy_(torch.from_numpy(values.mean(axis=0)))
-    getattr(model.fitting, f"{name}_inv_std").copy_(torch.from_numpy(1.0 / std))
+    for fitting in model.fittings:
+        getattr(fitting, f"{name}_avg").copy_(torch.from_numpy(values.mean(axis=0)))
+        getattr(fitting, f"{name}_inv_std").copy_(torch.from_numpy(1.0 / std))
 
 
 def resolve_sel(config: ModelConfig, dataset: Dataset, seed: int = 1) -> ModelConfig:

@@ -192,6 +192,7 @@ def info(
     typer.echo(f"type_map  {' '.join(header['type_map'])}")
     typer.echo(f"rcut      {descriptor['rcut']} Å (smooth from {descriptor['rcut_smth']} Å)")
     typer.echo(f"sel       {descriptor['sel']}")
+    typer.echo(f"heads     {loaded.config.heads}")
     bias = (loaded.out_bias + loaded.fitting.bias_atom_e).tolist()
     shown = ", ".join(f"{e} {b:.4f}" for e, b in zip(header["type_map"], bias, strict=True))
     typer.echo(f"bias, eV  {shown}")
@@ -226,3 +227,35 @@ def eval_desc(
     np.savez(temporary, descriptor=table, frame=np.array(frames), element=np.array(elements))
     temporary.replace(out)
     typer.echo(f"{len(frames)} atoms, {table.shape[1]} columns: {out}")
+
+
+@app.command()
+def devi(
+    data: Data,
+    models: Annotated[
+        list[Path], typer.Option("--model", "-m", help="Member; repeatable. One alone: its heads.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("model_devi.out"),
+    relative: Annotated[
+        float | None, typer.Option(help="Relative force deviation, damped by this, eV/Å.")
+    ] = None,
+    relative_v: Annotated[
+        float | None,
+        typer.Option("--relative-v", "--relative_v", help="The same of virials, eV/atom."),
+    ] = None,
+) -> None:
+    """Write the deviation of a committee on data, in the format of `dp model-devi`."""
+    import numpy as np
+
+    from dpa_core.committee import Committee, Deviation, write_model_devi
+    from dpa_core.data import open_dataset
+
+    committee = Committee.load(models)
+    dataset = open_dataset(list(data), type_map=committee.type_map)
+    parts, size = [], 256  # frames read at once
+    for start in range(0, max(len(dataset), 1), size):
+        frames = [dataset[k] for k in range(start, min(start + size, len(dataset)))]
+        parts.append(committee.deviation(frames, relative=relative, relative_v=relative_v))
+    columns = (np.concatenate(values) for values in zip(*parts, strict=True))
+    write_model_devi(out, range(len(dataset)), Deviation(*columns))
+    typer.echo(f"{len(dataset)} frames, {committee.size} models: {out}")

@@ -172,6 +172,12 @@ def _check_widths(config: ModelConfig, elements: int, path: Path) -> None:
                 f"{path}: the header describes layers of widths {list(chain)}, but the file "
                 f"holds only {elements} numbers; {_AGAIN}"
             )
+    layers = [a * b for a, b in pairwise(fitting.neuron)]
+    if config.heads * max([1, *fitting.neuron, *layers]) > elements:
+        raise ModelFileError(
+            f"{path}: the header describes {config.heads} fitting nets of widths "
+            f"{list(fitting.neuron)}, but the file holds only {elements} numbers; {_AGAIN}"
+        )
 
 
 def _check_tensors(

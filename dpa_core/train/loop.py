@@ -36,6 +36,7 @@ from dpa_core.train.prepare import (
     provenance,
     run_identity,
 )
+from dpa_core.train.sampler import deal
 
 
 class TrainSummary(NamedTuple):
@@ -153,6 +154,7 @@ def take_step(run: Run, indices: Sequence[int], lr: float) -> tuple[float, Metri
     run.optimizer.zero_grad()
     if mine:
         batch, labels = run.data.train_cache.batch(run.data.train, mine)
+        batch = batch._replace(head=_heads_of(run, indices, mine))
         batch, labels = batch.to(run.world.device), labels.to(run.world.device)
         prediction = predict(run.model, batch, create_graph=True)
         share, metrics = run.loss(prediction, labels, batch, ratio, run.world)
@@ -170,6 +172,15 @@ def take_step(run: Run, indices: Sequence[int], lr: float) -> tuple[float, Metri
     if run.ema is not None:
         run.ema.update()
     return loss, metrics
+
+
+def _heads_of(run: Run, indices: Sequence[int], mine: Sequence[int]) -> torch.Tensor | None:
+    """Head of each of this process's frames: a step costs what one model costs."""
+    heads = run.model.config.heads
+    if heads == 1:
+        return None
+    dealt = deal(indices, heads, run.config.training.seed, run.step)
+    return torch.tensor([dealt[k] for k in mine])
 
 
 def _diverged(run: Run, indices: Sequence[int], loss: float, norm: float, lr: float) -> str:
@@ -216,7 +227,7 @@ def _check_labels(run: Run) -> None:
 
 
 def validate(run: Run) -> tuple[float, torch.Tensor]:
-    """Loss (with the limit prefactors) and error sums over the whole validation set."""
+    """Loss (limit prefactors) and error sums of the first head over the whole validation set."""
     data, world = run.data, run.world
     sums = run.loss.no_frames(world.device)
     for numbers in data.valid_batches[world.rank :: world.size]:
@@ -289,10 +300,11 @@ def _facts(run: Run) -> dict[str, str]:
     weights = list(run.model.parameters())
     trainable = sum(w.numel() for w in weights if w.requires_grad)
     train, valid, world = run.data.train, run.data.valid, run.world
+    heads = f" in {run.model.config.heads} heads" if run.model.config.heads > 1 else ""
     return {
         "device": f"{world.device}, {world.size} process(es), {torch.get_num_threads()} threads",
         "dtype": f"{run.model.config.descriptor.precision} networks, float64 energies",
-        "parameters": f"{trainable} trainable of {sum(w.numel() for w in weights)}",
+        "parameters": f"{trainable} trainable of {sum(w.numel() for w in weights)}{heads}",
         "training": f"{len(train)} frames, {train.natoms.sum()} atoms",
         "validation": f"{len(valid)} frames" if valid is not None else "none",
         "batch": f"{run.config.training.training_data.batch_size}",

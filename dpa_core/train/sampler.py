@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,27 @@ class BatchSampler:
         """Continue where `state` was taken."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation(self.epoch)
+
+
+def deal(indices: Sequence[int], heads: int, seed: int, step: int) -> dict[int, int]:
+    """Deal the frames of a joint batch to the heads of a model: frame -> head.
+
+    Depends on the arguments only, so that it is the same on every process and after a
+    restart. The shares of the heads differ by one frame at most; which head gets the larger
+    ones is random, so that in time every head sees every frame, also in batches of one.
+
+    Parameters
+    ----------
+    indices
+        Frames of the batch.
+    heads
+        Number of heads.
+    seed, step
+        Of the run, and the steps it has taken.
+    """
+    random = np.random.default_rng((seed, step, heads))
+    places = (random.permutation(len(indices)) + random.integers(heads)) % heads
+    return dict(zip(indices, places.tolist(), strict=True))
 
 
 def in_order(natoms: NDArray[np.int64], batch_size: int | str) -> Iterator[list[int]]:

@@ -8,8 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from dpa_core.config import TrainConfig, parse_config
 from dpa_core.train import train
-from tests.train.small import config, launch, settings, write_random
+from tests.train.small import launch, settings, write_random
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -27,12 +28,15 @@ def test_two_processes_equal_one(tmp_path):
         "training_data": {"systems": [str(data)], "batch_size": "auto:5"},
         "numb_steps": 30, "disp_freq": 1, "gradient_max_norm": 50.0, "enable_ema": True,
     }  # fmt: skip
-    process = launch(settings(data, valid, **options), tmp_path / "two", *TORCHRUN)
+    document = settings(data, valid, **options)
+    # Every frame goes to one of two heads, whichever process it is on.
+    document["model"]["heads"] = 2
+    process = launch(document, tmp_path / "two", *TORCHRUN)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "2 process(es)" in output
     assert output.count("done: 30 steps") == 1  # the second process is silent
-    train(config(data, valid, **options), tmp_path / "one")
+    train(parse_config(TrainConfig, document, "test"), tmp_path / "one")
     one, two = table(tmp_path / "one"), table(tmp_path / "two")
     assert len(one) == len(two) == 30
     for a, b in zip(one, two, strict=True):
