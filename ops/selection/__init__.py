@@ -1,0 +1,1 @@
+"""What `ops.select` is made of: trust levels, filters, environments and the diverse choice."""
