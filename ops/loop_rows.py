@@ -16,6 +16,10 @@ VERDICTS = {
     "continue": "", "stage converged": "stage done", "converged": "converged",
     "max_iterations": "limit", "stuck": "stuck",
 }  # fmt: skip
+OUTCOMES = {
+    "continue": "Goes on", "stage converged": "Stage converged", "converged": "Converged",
+    "max_iterations": "Not converged", "stuck": "Stuck",
+}  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -36,6 +40,12 @@ class Column(NamedTuple):
     unit: str
     text: Callable[[Row], str]
     wide: bool = False
+
+
+def outcome(decision: Row) -> str:
+    """Return the verdict of a decision in words."""
+    verdict = str(decision.get("verdict") or "")
+    return OUTCOMES.get(verdict, verdict)
 
 
 def test_error(row: Row) -> float | None:

@@ -52,6 +52,7 @@ def iterations_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     labels = np.cumsum([row.get("labelled") or 0 for row in rows])
     axes[2].bar(numbers, labels, color=COLORS[0], alpha=0.75)
     axes[2].set(title="labels so far", ylabel="frames")
+    axes[2].yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for ax in axes:
         ax.set(xlabel="iteration", xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -97,6 +98,8 @@ def comparison_figure(
     others
         Kind of selection -> training frames -> force RMSE of each run, eV/Å.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, (ax,) = new_figure(1, 5.6, 3.5)
     if loop:
         x, y = zip(*loop, strict=True)
@@ -104,11 +107,12 @@ def comparison_figure(
     for k, (kind, points) in enumerate(others.items()):
         for n, (frames, errors) in enumerate(sorted(points.items())):
             values = 1000 * np.asarray(errors, dtype=float)
-            mean = values.mean()
+            mean = float(values.mean())
             ax.errorbar([frames], [mean], yerr=[[mean - values.min()], [values.max() - mean]],
                         fmt="o", capsize=4, color=COLORS[k % len(COLORS)],
                         label=None if n else kind)  # fmt: skip
     ax.set(xlabel="training frames", ylabel="force RMSE, meV/Å")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     log_axis(ax)
     ax.legend(fontsize=8)
     return figure

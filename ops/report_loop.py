@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from dpa_core.config import Config
 from ops.decide import DECISION, NEW, PREVIOUS
 from ops.files import read_json, write_text
-from ops.loop_rows import Row, texts
+from ops.loop_rows import Row, outcome, texts
 from ops.report_page import duration, image, read_lcurve, render
 
 PAGE = "iteration.html"
@@ -87,6 +86,7 @@ def write_iteration(inputs: IterationInputs, config: IterationConfig, outdir: Pa
         "iteration": config.iteration,
         "stage": row.get("stage_name", decision.get("stage", "")),
         "decision": decision,
+        "outcome": outcome(decision),
         "table": loop_table(decision["rows"], current=config.iteration),
         "select": select,
         "deviation": _deviation(select),
@@ -199,8 +199,7 @@ def _frames(
 
 
 def _deviation(select: Mapping[str, Any]) -> str | None:
-    # the figures of the selection are optional
-    if not select.get("histogram") or find_spec("ops.plots_loop") is None:
+    if not select.get("histogram"):
         return None
     from ops.plots_loop import deviation_figure
 

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from dpa_core.config import Config
 from ops.decide import DECISION
 from ops.files import read_json
-from ops.loop_rows import Row
+from ops.loop_rows import Row, outcome
 from ops.report_loop import loop_table
 from ops.report_page import image
 from ops.report_tables import Kind, Table, title
@@ -26,10 +26,6 @@ COMPARED = (
     (re.compile(r"random-(s\d+)$"), "random selection", "compare-random-{}-train"),
 )
 """Name of a model in the test results, its row in tables, the step that trained it."""
-_OUTCOMES = {
-    "converged": "Converged", "max_iterations": "Not converged", "stuck": "Stuck",
-    "continue": "Not yet converged", "stage converged": "Not yet converged",
-}  # fmt: skip
 Entry = Mapping[str, Any]
 
 
@@ -76,7 +72,7 @@ def compared_kinds(
     results: Iterable[Entry],
     artifacts: Mapping[str, Path],
 ) -> dict[str, Kind]:
-    """Return the name and training frames of the rows of the comparison.
+    """Return the name and training frames of the rows of the comparison, by model and step.
 
     Parameters
     ----------
@@ -89,12 +85,13 @@ def compared_kinds(
     """
     if comparison is not None:
         return {c.model: (c.kind, c.frames or _frames(artifacts, c.model)) for c in comparison}
-    return {
-        entry["model"]: (kind, _frames(artifacts, step.format(found[1])))
-        for entry in results
-        for pattern, kind, step in COMPARED
-        if (found := pattern.match(entry["model"]))
-    }
+    kinds: dict[str, Kind] = {}
+    for entry in results:
+        for pattern, kind, step in COMPARED:
+            if found := pattern.match(entry["model"]):
+                trained = step.format(found[1])
+                kinds[entry["model"]] = kinds[trained] = (kind, _frames(artifacts, trained))
+    return kinds
 
 
 def _frames(artifacts: Mapping[str, Path], step: str) -> int | None:
@@ -124,7 +121,7 @@ def loop_section(
     labelled = sum(row.get("labelled") or 0 for row in rows)
     failed = sum(row.get("failed_labels") or 0 for row in rows)
     return {
-        "verdict": f"{_OUTCOMES.get(decision['verdict'], decision['verdict'])} after {len(rows)} "
+        "verdict": f"{outcome(decision)} after {len(rows)} "
         f"iteration{'s' if len(rows) > 1 else ''} and {labelled} labels: {decision['message']}",
         "advice": decision["advice"],
         "table": loop_table(rows),

@@ -82,8 +82,7 @@ def label(folder: Path, state="failed") -> None:
         {"name": "000000", "id": "aa" * 8, "state": "labelled", "attempts": 1, "reused": False,
          "seconds": 1.0, "reason": ""},
         {"name": "000001", "id": "bb" * 8, "state": state, "attempts": 2, "reused": False,
-         "seconds": 1.0, "reason": "SCF <not> converged",
-         "quarantine": "/store/failed/" + "bb" * 8},
+         "seconds": 1.0, "reason": "SCF <not> converged"},
         {"name": "000002", "id": "cc" * 8, "state": "labelled", "attempts": 1, "reused": True,
          "seconds": 0.0, "reason": ""},
     ]  # fmt: skip

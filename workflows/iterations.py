@@ -134,7 +134,8 @@ def _stage(folder: RunFolder, iteration: int) -> int:
 def _stage_name(states: Sequence[StepState], row: Row) -> str | None:
     """Name of a row's stage, from the settings of the step that will decide."""
     key = f"iter-{row['iteration']:06d}-decide"
-    stages = next((s.node.config.get("stages", []) for s in states if s.node.key == key), [])
+    step = next((step for step in states if step.node.key == key), None)
+    stages = step.node.config.get("stages", []) if step else []
     return stages[row["stage"]]["name"] if row["stage"] < len(stages) else None
 
 

@@ -68,6 +68,12 @@ def test_states_overrule_what_lies_in_the_folders(run):
     assert iterations.iteration_rows(run, states)[-1]["phase"] == "label stopped"
 
 
+def test_the_stage_has_its_name_before_it_is_decided_about(run):
+    config = {"stages": [{"name": "warm"}, {"name": "hot"}]}
+    decide = StepState(Node("iter-000002-decide", "decide", config), "waiting", None)
+    assert iterations.iteration_rows(run, [decide])[2]["stage_name"] == "hot"
+
+
 def test_a_decision_being_written_is_no_error(run):
     (run.steps / "iter-000002-select/select.json").write_text("{")
     assert iterations.iteration_rows(run, [])[2].get("accurate") is None
