@@ -71,10 +71,13 @@ def predict_heads(
     # Atoms with similar numbers of neighbours go together, so that few slots are empty.
     counts = batch.mask.sum(1)
     order = torch.argsort(counts, stable=True)
+    if batch.head is not None:
+        # And so do atoms of one head, which then pass its fitting net as one matrix.
+        order = order[torch.argsort(batch.head[batch.frame[order]], stable=True)]
     energies: list[list[Tensor]] = [[] for _ in models]
     gradients: list[list[Tensor]] = [[] for _ in models]
     for atoms in order.split(CHUNK):
-        width = int(counts[atoms[-1]])
+        width = int(counts[atoms].max())
         with torch.enable_grad():
             part = vectors[atoms, :width].detach().requires_grad_()
             inputs = models[0].inputs_of(batch, atoms)

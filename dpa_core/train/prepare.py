@@ -249,6 +249,8 @@ def fresh_model(config: TrainConfig, train: Dataset) -> Potential:
 def run_identity(config: TrainConfig, datasets: Datasets) -> dict[str, Any]:
     """Collect what must not change when a run is continued: configuration and data."""
     identity = config.model_dump(mode="json")
+    if config.model.heads == 1:
+        del identity["model"]["heads"]  # runs begun before there were heads can go on
     for name, data in zip(("training", "validation"), datasets, strict=True):
         identity[f"fingerprint of the {name} data"] = None if data is None else fingerprint(data)
     if config.finetune is not None:
