@@ -231,7 +231,7 @@ def eval_desc(
 
 @app.command()
 def devi(
-    data: Data,
+    data: Annotated[list[Path], typer.Argument(help="Structures, any readable data format.")],
     models: Annotated[
         list[Path], typer.Option("--model", "-m", help="Member; repeatable. One alone: its heads.")
     ],
