@@ -156,7 +156,7 @@ def _run(pipeline: Pipeline, folder: RunFolder) -> None:
         outcome = runner.drive(pipeline, folder, watch, runner.publish)
     result = outcome.result
     if result.paused:
-        typer.echo(runner.pause_report(result, folder))
+        typer.echo(monitor.failure_report(result, folder))
         return
     if not result.succeeded:
         typer.echo(monitor.failure_report(result, folder), err=True)

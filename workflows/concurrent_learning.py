@@ -314,7 +314,8 @@ class Loop:
             "decision": f"{decide.key}:{DECISION}",
             "trained": {f"m{m}": f"{node.key}:" for m, node in enumerate(trains)},
         }
-        config = {"title": self.pipeline.report.title or self.pipeline.name}
+        title = self.pipeline.report.title or self.pipeline.name
+        config = {"title": title, "iteration": decide.config["iteration"]}
         return Node(f"{prefix}-report", "report_iteration", config, inputs)
 
     def _final(self, progress: Progress) -> list[Node]:

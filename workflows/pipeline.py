@@ -35,9 +35,11 @@ def plan(pipeline: Pipeline, progress: Progress | None = None) -> list[Node]:
     for target in pipeline.targets:
         for seed in target.seeds:
             nodes += _target(pipeline, target, seed)
+    progress = progress or Progress(finished=pipeline.concurrent_learning is None)
     if pipeline.concurrent_learning is not None:
-        nodes += _loop(pipeline).nodes(progress or Progress())
-    nodes.append(_report(pipeline, nodes))
+        nodes += _loop(pipeline).nodes(progress)
+    if progress.finished:  # until then the iterations have pages of their own
+        nodes.append(_report(pipeline, nodes))
     check(nodes)
     return nodes
 

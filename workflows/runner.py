@@ -158,10 +158,3 @@ def verdict(decision: dict[str, Any], folder: RunFolder) -> str:
             f"{step}/decide --set max_iterations=N)"
         )
     return "\n".join(lines)
-
-
-def pause_report(result: Result, folder: RunFolder) -> str:
-    """Say what the user has to do before a paused run can go on."""
-    told = [step.status.reason for step in result.states
-            if step.state == "paused" and step.status is not None]  # fmt: skip
-    return "\n".join([*dict.fromkeys(told), f"then: dpaflow resume {folder.root}"])
