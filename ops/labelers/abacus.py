@@ -40,13 +40,15 @@ class AbacusLabeler(CommandLabeler):
     kspacing: PositiveFloat | None = None
     """1/Å, 2π included. Instead of `kpt`: a Gamma-centred mesh of that density."""
     pseudos: dict[str, str] = Field(min_length=1)
-    """Element -> pseudopotential file."""
-    pseudo_dir: str | None = None
+    """Element -> name of its pseudopotential in `pseudo_dir`."""
+    pseudo_dir: str
     """Folder of the pseudopotentials."""
     orbitals: dict[str, str] = Field(default_factory=dict)
-    """Element -> numerical orbital file, for basis_type lcao."""
+    """Element -> name of its numerical orbitals in `orbital_dir`, for basis_type lcao."""
     orbital_dir: str | None = None
     """Folder of the orbitals; that of the pseudopotentials when left out."""
+    magnetism: dict[str, float] = Field(default_factory=dict)
+    """μB. Element -> magnetic moment that each of its atoms starts with; 0 when left out."""
 
     def identity(self, elements: Sequence[str]) -> dict[str, Any]:
         """INPUT, KPT, pseudopotentials and orbitals of the elements that occur."""
@@ -59,6 +61,7 @@ class AbacusLabeler(CommandLabeler):
             "kspacing": self.kspacing,
             "pseudos": {e: file_hash(self._pseudo(e)) for e in used},
             "orbitals": {e: file_hash(self._orbital(e)) for e in used} if self.orbitals else {},
+            "magnetism": {e: self.magnetism[e] for e in used if e in self.magnetism},
         }
 
     def output(self, folder: Path) -> Path:
@@ -98,10 +101,12 @@ class AbacusLabeler(CommandLabeler):
         box = need_cell(structure, "ABACUS")
         if missing := sorted(set(structure.elements) - set(self.pseudos)):
             raise ConfigError(f"label.pseudos has no pseudopotential for {missing[0]}; add it")
-        # names of files in STRU are absolute, so that INPUT needs no folder
         keys = input_keys(template_text(self.input)) | OWN
-        keys = {k: v for k, v in keys.items() if k not in ("pseudo_dir", "orbital_dir")}
         keys["ntype"] = str(len(set(structure.elements)))
+        keys["pseudo_dir"] = str(Path(self.pseudo_dir).expanduser().absolute())
+        if self.orbitals:
+            orbital_dir = Path(self.orbital_dir or self.pseudo_dir).expanduser()
+            keys["orbital_dir"] = str(orbital_dir.absolute())
         lines = ["INPUT_PARAMETERS", *(f"{name} {value}" for name, value in keys.items())]
         (folder / "INPUT").write_text("\n".join(lines) + "\n")
         if self.kpt is not None:
@@ -118,15 +123,20 @@ class AbacusLabeler(CommandLabeler):
         used = [e for e in self.pseudos if e in structure.elements]
         lines = ["ATOMIC_SPECIES"]
         for e in used:
-            lines.append(f"{e} {atomic_masses[atomic_numbers[e]]:.4f} {self._pseudo(e)}")
+            lines.append(f"{e} {atomic_masses[atomic_numbers[e]]:.4f} {self.pseudos[e]}")
         if self.orbitals:
-            lines += ["", "NUMERICAL_ORBITAL", *(str(self._orbital(e)) for e in used)]
+            lines += ["", "NUMERICAL_ORBITAL", *(self.orbitals[e] for e in used)]
         lines += ["", "LATTICE_CONSTANT", f"{1 / BOHR:.12f}", "", "LATTICE_VECTORS"]
         lines += [_numbers(row) for row in need_cell(structure, "ABACUS")]
         lines += ["", "ATOMIC_POSITIONS", "Cartesian"]
         for e in used:
             rows = [x for x, name in zip(structure.coord, structure.elements) if name == e]
-            lines += [e, "0.0", str(len(rows)), *(f"{_numbers(row)} 1 1 1" for row in rows)]
+            lines += [
+                e,
+                str(self.magnetism.get(e, 0.0)),
+                str(len(rows)),
+                *(f"{_numbers(row)} 1 1 1" for row in rows),
+            ]
         return "\n".join(lines) + "\n"
 
     def _pseudo(self, element: str) -> Path:

@@ -60,6 +60,7 @@ def label_structure(
             f"{where}: atoms {_short(elements)}, asked for {_short(asked.elements)}; the output "
             "is of another structure or in another order"
         )
+    check_labels(read, where)
     turn = _rotation(asked.box, read.box, where)
     _check_positions(asked, read.coord @ turn.T, where)
     if read.energy is None or read.force is None:
@@ -68,7 +69,7 @@ def label_structure(
     if virial is not None and asked.box is not None and read.box is not None:
         scale = abs(np.linalg.det(asked.box) / np.linalg.det(read.box))
         virial = turn @ virial @ turn.T * scale
-    frame = Frame(
+    return Frame(
         coord=asked.coord,
         atype=np.array([list(type_map).index(e) for e in elements], dtype=np.int64),
         box=asked.box,
@@ -76,7 +77,6 @@ def label_structure(
         force=read.force @ turn.T,
         virial=virial,
     )
-    return check_labels(frame, where)
 
 
 def check_labels(frame: Frame, where: str) -> Frame:

@@ -50,7 +50,7 @@ class QeLabeler(CommandLabeler):
     kspacing: PositiveFloat | None = None
     """1/Å, 2π included. Instead of the template's K_POINTS: a mesh of that density."""
     pseudos: dict[str, str] = Field(min_length=1)
-    """Element -> pseudopotential file."""
+    """Element -> name of its pseudopotential in `pseudo_dir`."""
     pseudo_dir: str
     """Folder of the pseudopotentials."""
 

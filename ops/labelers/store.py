@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -71,7 +72,10 @@ class LabelStore:
         if not place.is_dir():
             return None
         try:
-            with np.load(place / "label.npz", allow_pickle=False) as arrays:
+            with (
+                (place / "label.npz").open("rb") as stream,
+                np.load(stream, allow_pickle=False) as arrays,
+            ):
                 found = {key: np.array(arrays[key]) for key in arrays.files}
             info = json.loads((place / "info.json").read_text(encoding="utf-8"))
             elements = tuple(str(e) for e in found["elements"])
@@ -79,7 +83,7 @@ class LabelStore:
             if stored.digest() != structure.digest():
                 raise ValueError("it is of another structure")
             energy = float(found["energy"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
             log.warning("%s: label set aside, %s", place, error)
             place.rename(Path(tempfile.mkdtemp(prefix=f"damaged-{name}-", dir=self.folder)) / name)
             return None

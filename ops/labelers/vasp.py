@@ -46,7 +46,7 @@ class VaspLabeler(CommandLabeler):
     left out. The files are read where they are and put together for each calculation."""
     potentials: dict[str, str] = Field(default_factory=dict)
     """Element -> name of its pseudopotential, e.g. {Nb: Nb_pv}; the element itself when left
-    out."""
+    out. The POSCAR lists elements in this order, others after them by alphabet."""
     per_element: dict[str, dict[str, float]] = Field(default_factory=dict)
     """INCAR tag (LDAUL, LDAUU, LDAUJ, MAGMOM) -> element -> value, written in the order of the
     POSCAR."""
@@ -93,8 +93,8 @@ class VaspLabeler(CommandLabeler):
         return folder / "OUTCAR"
 
     def order(self, structure: Structure) -> tuple[Structure, NDArray[np.int64]]:
-        """Group atoms by element, elements by alphabet."""
-        return structure.ordered(sorted(set(structure.elements)))
+        """Group atoms by element, see `potentials`."""
+        return structure.ordered(self._elements(structure.elements))
 
     def mistakes(self) -> list[str]:
         """Return what INCAR, KPOINTS and pseudopotentials lack."""
@@ -143,13 +143,18 @@ class VaspLabeler(CommandLabeler):
     def finish(self, elements: Sequence[str], folder: Path) -> None:
         """Put the POTCAR together."""
         with (folder / "POTCAR").open("wb") as stream:
-            for element in sorted(set(elements)):
+            for element in self._elements(elements):
                 stream.write(self.potcar(element).read_bytes())
+
+    def _elements(self, elements: Sequence[str]) -> list[str]:
+        """Elements that occur, in the order of the POSCAR."""
+        rest = sorted(set(elements) - set(self.potentials))
+        return [e for e in self.potentials if e in elements] + rest
 
     def _tag(self, tag: str, structure: Structure) -> str:
         """Line of the INCAR with a value for each element (MAGMOM: number*value)."""
         values, items = self.per_element[tag], []
-        for element in sorted(set(structure.elements)):
+        for element in self._elements(structure.elements):
             if element not in values:
                 raise ConfigError(f"label.per_element.{tag} has no value for {element}; add it")
             number = f"{structure.elements.count(element)}*" if tag == PER_ATOM else ""
