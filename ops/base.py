@@ -83,7 +83,7 @@ class OpSpec(NamedTuple):
 
 OPS: Mapping[str, OpSpec] = {
     "collect": OpSpec(
-        "ops.collect:collect", "ops.collect:CollectInputs", "ops.collect:CollectConfig"
+        "ops.collect:run_collect", "ops.collect:CollectInputs", "ops.collect:CollectConfig"
     ),
     "train": OpSpec(
         "ops.train:run_train", "ops.train:TrainInputs", "ops.train:RunTrainConfig", resumable=True

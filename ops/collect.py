@@ -127,7 +127,7 @@ class _Row:
         }
 
 
-def collect(inputs: CollectInputs, config: CollectConfig, outdir: Path) -> CollectReport:
+def run_collect(inputs: CollectInputs, config: CollectConfig, outdir: Path) -> CollectReport:
     """Read, filter, deduplicate, split and write frames.
 
     Parameters

@@ -11,7 +11,7 @@ import pytest
 from dpa_core.config import parse_config
 from dpa_core.data import open_dataset
 from dpa_core.errors import ConfigError, DataError
-from ops.collect import CollectConfig, CollectInputs, collect
+from ops.collect import CollectConfig, CollectInputs, run_collect
 from ops.filters import Filters, fingerprint, first_failed, reduced_formula
 from tests.ops.helpers import TYPES, make_frame, write
 
@@ -21,7 +21,7 @@ def config(**blocks):
 
 
 def run(tmp_path, **blocks):
-    return collect(CollectInputs(), config(**blocks), tmp_path / "out")
+    return run_collect(CollectInputs(), config(**blocks), tmp_path / "out")
 
 
 def names(frame):
