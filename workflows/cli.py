@@ -12,7 +12,7 @@ import typer
 from workflows.cli_model import app as model_app
 
 if TYPE_CHECKING:
-    from workflows.backends.local import RunFolder
+    from workflows.run_folder import RunFolder
     from workflows.schema import Pipeline
 
 app = typer.Typer(
@@ -106,7 +106,7 @@ def run(
 ) -> None:
     """Run a pipeline; steps that an earlier run into the same folder finished are kept."""
     from workflows import runner
-    from workflows.backends.local import RunFolder
+    from workflows.run_folder import RunFolder
     from workflows.schema import load_pipeline
 
     loaded = load_pipeline(pipeline)
@@ -130,8 +130,8 @@ def resume(
     """Continue a run that failed, was stopped or waits for you; only what is missing runs."""
     from dpa_core.errors import ConfigError
     from workflows import runner
-    from workflows.backends.local import RunFolder
     from workflows.revisions import parse_revision
+    from workflows.run_folder import RunFolder
     from workflows.schema import load_pipeline
 
     folder = RunFolder(run.resolve())
@@ -181,7 +181,7 @@ def status(
     from rich.console import Console
 
     from workflows import iterations
-    from workflows.backends.local import RunFolder, is_running
+    from workflows.run_folder import RunFolder, is_running
 
     folder = RunFolder(run.resolve())
     live = is_running(folder)
@@ -199,7 +199,7 @@ def watch(run: Run = Path()) -> None:
     from rich.console import Console
 
     from workflows import iterations
-    from workflows.backends.local import RunFolder
+    from workflows.run_folder import RunFolder
 
     iterations.watch(RunFolder(run.resolve()), Console())
 
@@ -215,7 +215,7 @@ def logs(
 
     from dpa_core.errors import ConfigError
     from ops.base import LOG
-    from workflows.backends.local import RunFolder, is_running, read_states
+    from workflows.run_folder import RunFolder, is_running, read_states
 
     folder = RunFolder(run.resolve())
     states = {s.node.key: s.state for s in read_states(folder, live=is_running(folder))}

@@ -17,7 +17,7 @@ from ops.loop_rows import texts
 from ops.report_loop import PAGE, index_page
 from ops.report_page import PAGES
 from workflows import monitor
-from workflows.backends.local import RunFolder, StepState, is_running, read_states
+from workflows.run_folder import RunFolder, StepState, is_running, read_states
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -46,7 +46,7 @@ def iteration_rows(folder: RunFolder, states: Sequence[StepState]) -> list[Row]:
     folder
         The run's folder.
     states
-        Its steps, see `workflows.backends.local.read_states`.
+        Its steps, see `workflows.run_folder.read_states`.
 
     Returns
     -------

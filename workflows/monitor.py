@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ops.base import LOG, log_tail
-from workflows.backends.local import Result, RunFolder, StepState
+from workflows.backends.local import Result
+from workflows.run_folder import RunFolder, StepState
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -35,10 +35,12 @@ def plan(pipeline: Pipeline, progress: Progress | None = None) -> list[Node]:
     for target in pipeline.targets:
         for seed in target.seeds:
             nodes += _target(pipeline, target, seed)
-    progress = progress or Progress(finished=pipeline.concurrent_learning is None)
+    progress = progress or Progress()
     if pipeline.concurrent_learning is not None:
         nodes += _loop(pipeline).nodes(progress)
-    if progress.finished:  # until then the iterations have pages of their own
+    if (
+        pipeline.concurrent_learning is None or progress.finished
+    ):  # until then the iterations have pages of their own
         nodes.append(_report(pipeline, nodes))
     check(nodes)
     return nodes

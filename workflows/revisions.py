@@ -20,10 +20,10 @@ from dpa_core.errors import ConfigError
 from ops.base import read_status
 from ops.decide import DECISION
 from ops.files import read_json, write_json
-from workflows.backends.local import RunFolder
 from workflows.concurrent_learning import Progress, decide_key
 from workflows.graph import Node, check, fingerprints
 from workflows.pipeline import plan
+from workflows.run_folder import RunFolder
 from workflows.schema import Pipeline, dump_pipeline
 from workflows.schema_checks import find_mistakes
 from workflows.schema_loop import STAGE_BLOCKS, ConcurrentLearning

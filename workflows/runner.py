@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ops.decide import DECISION
 from ops.files import read_json, write_text
 from workflows.backends import local
-from workflows.backends.local import Result, RunFolder, StepState
+from workflows.backends.local import Result
 from workflows.concurrent_learning import Progress, decide_key
 from workflows.revisions import (
     Revision,
@@ -18,6 +18,7 @@ from workflows.revisions import (
     require_start,
     write_revisions,
 )
+from workflows.run_folder import RunFolder, StepState
 from workflows.schema import Pipeline, dump_pipeline
 
 MODELS = "models"

@@ -4,11 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+from workflows import run_folder
 from workflows.backends import local
 from workflows.graph import Node
 from workflows.schema import Execution
 
 document = json.loads(Path(sys.argv[2]).read_text())
 result = local.run([Node(**n) for n in document], Execution(parallel=2),
-                   local.RunFolder(Path(sys.argv[1])))  # fmt: skip
+                   run_folder.RunFolder(Path(sys.argv[1])))  # fmt: skip
 sys.exit(0 if result.succeeded else 130 if result.stopped else 1)

@@ -18,7 +18,7 @@ from dpa_core.errors import ConfigError
 from ops import base
 from ops.files import write_json
 from tests.workflows.helpers import write_model
-from workflows import cli, cli_model, doctor, pipeline
+from workflows import cli, cli_model, doctor, revisions, run_folder
 from workflows.backends import local
 from workflows.graph import Node
 
@@ -64,7 +64,7 @@ def test_wrong_file_gives_one_message_and_exit_code_2(tmp_path):
     (tmp_path / "p.yaml").write_text("name: x\nmodls: {}\n")
     done = dpaflow("validate", tmp_path / "p.yaml")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path}/p.yaml: 4 mistakes\n")
+    assert done.stderr.startswith(f"error: {tmp_path}/p.yaml: 3 mistakes\n")
     assert "modls: unknown key; did you mean 'models'?" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -110,7 +110,7 @@ def test_schema_is_json(call):
 @pytest.fixture
 def failed_run(tmp_path):
     """Folder of a run whose second step failed, written by hand."""
-    folder = local.RunFolder(tmp_path / "run")
+    folder = run_folder.RunFolder(tmp_path / "run")
     folder.dflow.mkdir(parents=True)
     nodes = [Node("collect-a", "collect", {}), Node("pretrain-m", "train", {})]
     prints = {node.key: "f" for node in nodes}
@@ -148,9 +148,9 @@ def test_status_and_logs(call, failed_run):
 
 
 def test_exit_code_and_report_of_a_failed_run(call, failed_run, monkeypatch, tmp_path):
-    states = local.read_states(failed_run, live=False)
-    monkeypatch.setattr(local, "run", lambda *_: local.Result(states, stopped=False))
-    monkeypatch.setattr(pipeline, "plan", lambda _: [])
+    states = run_folder.read_states(failed_run, live=False)
+    monkeypatch.setattr(local, "run_locked", lambda *_: local.Result(states, stopped=False))
+    monkeypatch.setattr(revisions, "plan", lambda *_: [])
     (tmp_path / "a.xyz").write_text("")
     (tmp_path / "p.yaml").write_text(
         "{name: x, data: {a: {sources: [{path: a.xyz}]}}, models: {m: {}},"
@@ -160,7 +160,7 @@ def test_exit_code_and_report_of_a_failed_run(call, failed_run, monkeypatch, tmp
     assert code == 1
     assert "FAILED pretrain-m: loss is NaN at step 7" in output
     assert "| log of pretrain-m" in output
-    monkeypatch.setattr(local, "run", lambda *_: local.Result(states, stopped=True))
+    monkeypatch.setattr(local, "run_locked", lambda *_: local.Result(states, stopped=True))
     assert call("run", "p.yaml", "--out", failed_run.root)[0] == 130
 
 

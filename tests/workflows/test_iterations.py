@@ -11,8 +11,9 @@ from ops.base import Status
 from ops.files import write_json
 from tests import loop_folders as fake
 from workflows import iterations, monitor
-from workflows.backends.local import Result, RunFolder, StepState, read_states
+from workflows.backends.local import Result
 from workflows.graph import Node
+from workflows.run_folder import RunFolder, StepState, read_states
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from filelock import FileLock
 from dpa_core.errors import ConfigError
 from ops import base
 from ops.files import write_json
-from workflows import monitor
+from workflows import monitor, run_folder
 from workflows.backends import local
 from workflows.graph import Node, fingerprints
 from workflows.schema import Execution
@@ -31,7 +31,7 @@ def toy(tmp_path):
 
 class Toy:
     def __init__(self, tmp_path):
-        self.folder = local.RunFolder(tmp_path / "run")
+        self.folder = run_folder.RunFolder(tmp_path / "run")
         self.calls = tmp_path / "calls"
 
     def node(self, key, inputs=None, op=ADD, **config):
@@ -180,9 +180,9 @@ def test_sigterm_stops_cleanly_and_is_resumable(toy, tmp_path):
     wait_for(lambda: "b" in toy.called())
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
-    states = local.read_states(toy.folder, live=False)
+    states = run_folder.read_states(toy.folder, live=False)
     assert [s.state for s in states] == ["succeeded", "interrupted"]
-    assert not local.is_running(toy.folder)
+    assert not run_folder.is_running(toy.folder)
 
 
 def start(toy, nodes, tmp_path):
@@ -199,14 +199,14 @@ def wait_for(condition, patience=120):  # a busy machine is slow, not wrong
 
 
 def test_second_run_is_refused(toy, monkeypatch):
-    monkeypatch.setattr(local, "LOCK_PATIENCE", 0)
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0)
     toy.folder.dflow.mkdir(parents=True)
     (toy.folder.dflow / "owner").write_text("4711")
     with FileLock(toy.folder.dflow / "lock"):
-        assert local.is_running(toy.folder)
+        assert run_folder.is_running(toy.folder)
         with pytest.raises(ConfigError, match="is being run by process 4711; watch it with"):
             toy.run(toy.graph())
-    assert not local.is_running(toy.folder)
+    assert not run_folder.is_running(toy.folder)
 
 
 def test_a_step_that_dflow_could_not_start_is_failed(toy):
@@ -217,7 +217,7 @@ def test_a_step_that_dflow_could_not_start_is_failed(toy):
     (place / "log.txt").write_text("ModuleNotFoundError: No module named 'dflow'\n")
     plan = {"nodes": [n._asdict() for n in nodes], "fingerprints": {"a": "f"}}
     toy.folder.plan.write_text(json.dumps(plan))
-    state = local.read_states(toy.folder, live=False)[0]
+    state = run_folder.read_states(toy.folder, live=False)[0]
     assert state.state == "failed"
     assert "did not start: ModuleNotFoundError" in state.status.reason
 
@@ -236,4 +236,4 @@ def test_dflow_settings_of_the_user_do_not_leak_in(toy, monkeypatch):
 
 def test_not_a_run(tmp_path):
     with pytest.raises(ConfigError, match="is not the folder of a run"):
-        local.read_states(local.RunFolder(tmp_path), live=False)
+        run_folder.read_states(run_folder.RunFolder(tmp_path), live=False)

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from ops.base import Status
 from workflows import monitor
-from workflows.backends.local import RunFolder, StepState
 from workflows.graph import Node
+from workflows.run_folder import RunFolder, StepState
 
 
 def test_a_long_reason_leaves_step_and_state_readable(tmp_path):

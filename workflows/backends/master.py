@@ -15,8 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-from workflows.backends.local import POLL, WORKFLOW, RunFolder
+from workflows.backends.local import POLL
 from workflows.graph import Node, to_dflow
+from workflows.run_folder import WORKFLOW, RunFolder
 from workflows.schema import Execution
 
 
