@@ -276,7 +276,7 @@ class _Session:
         else:
             staging.mkdir()
         write_model_devi(staging / DEVIATION, trajectory.steps, trajectory.deviation)
-        summary = _summary(job, trajectory)
+        summary = _summary(job, trajectory, self.type_map)
         write_json(staging / SUMMARY, summary)
         staging.replace(self.folder / job.name)
         return summary
@@ -309,16 +309,19 @@ def _mark(task: Task, explorer: Explorer, parts: Sequence[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _summary(job: _Job, trajectory: Trajectory) -> dict[str, Any]:
+def _summary(job: _Job, trajectory: Trajectory, type_map: Sequence[str]) -> dict[str, Any]:
     """Content of trajectory.json; nothing in it depends on time or place."""
+    from dpa_core.data import formula
+
     task, devi = job.task, trajectory.deviation.max_devi_f
+    symbols = _symbols(task)
     return {
         "version": 1,
         "id": job.mark,
         "name": job.name,
         "structure": task.structure,
-        "formula": _formula(task),
-        "natoms": _natoms(task),
+        "formula": formula(np.array([type_map.index(e) for e in symbols]), type_map),
+        "natoms": len(symbols),
         "ensemble": task.ensemble,
         "temperature": task.temperature,
         "pressure": task.pressure,
@@ -331,18 +334,11 @@ def _summary(job: _Job, trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _formula(task: Task) -> str:
-    from ase.formula import Formula
-
-    from ops.structures import atoms_of
-
-    atoms = task.atoms
-    if atoms is None and task.dataset is not None:
-        atoms = atoms_of(task.dataset[task.indices[0]], task.dataset.type_map)
-    return "" if atoms is None else str(Formula(str(atoms.symbols)).convert("metal"))
-
-
-def _natoms(task: Task) -> int:
+def _symbols(task: Task) -> list[str]:
+    """Elements of the atoms of every frame."""
     if task.atoms is not None:
-        return len(task.atoms)
-    return 0 if task.dataset is None else len(task.dataset[task.indices[0]].atype)
+        return list(task.atoms.get_chemical_symbols())
+    if task.dataset is None or not task.indices:
+        return []
+    types = task.dataset[task.indices[0]].atype
+    return [task.dataset.type_map[t] for t in types if t >= 0]

@@ -60,8 +60,11 @@ def read_trajectory(
     _check_atoms(known[0], task, folder)
     volume = abs(task.atoms.cell.volume) if task.atoms is not None else 0.0
     kept, stop = [], None
+    own = _own_stop(folder, known[-1].info["timestep"])
     for atoms in known:
         step = atoms.info["timestep"]
+        if own is not None and own.reason != "error" and step >= own.step:
+            break
         problem = _problem(atoms, volume, float(deviation.max_devi_f[row[step]]), config.stop)
         if problem is None or problem.reason == "deviation":
             kept.append(atoms)
@@ -70,9 +73,9 @@ def read_trajectory(
             break
     chosen = [a.info["timestep"] for a in kept]
     picked = Deviation(*(column[[row[s] for s in chosen]] for column in deviation))
+    stop = stop or own
     done = known[-1].info["timestep"] if stop is None else stop.step
-    frames = [frame_of(a, type_map) for a in kept]
-    return Trajectory(frames, chosen, picked, done, stop or _own_stop(folder, done))
+    return Trajectory([frame_of(a, type_map) for a in kept], chosen, picked, done, stop)
 
 
 def read_dump(path: Path) -> list[Atoms]:
