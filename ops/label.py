@@ -142,6 +142,7 @@ def prepare_labels(inputs: PrepareInputs, config: PrepareConfig, outdir: Path) -
             f"{config.group_size} hold {limit}; select fewer or raise group_size"
         )
     rows = []
+    shutil.rmtree(outdir / "tasks", ignore_errors=True)
     attempts = config.labeler.attempts()
     for number, (structure, source) in enumerate(structures):
         name = f"{number:06d}"
@@ -241,6 +242,7 @@ def run_labels(inputs: LabelInputs, config: LabelConfig, outdir: Path) -> dict[s
         shutil.rmtree(outdir / "state", ignore_errors=True)
         (outdir / "labels.json").unlink()
     runner = _Runner(config.labeler, inputs.data, outdir, every)
+    log.info("group %d: %d structures for %s", config.group, len(tasks), config.labeler.type)
     records, frames, waiting = [], [], []
     for task in tasks:
         try:

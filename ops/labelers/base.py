@@ -220,7 +220,11 @@ class RetryingLabeler(BaseLabeler):
         if unknown := sorted({"retry", "type"} & set(self.retry)):
             raise ValueError(f"retry: {unknown[0]!r} cannot be set here")
         data = {**first.model_dump(exclude_unset=True), **self.retry, "retry": {}}
-        return first, type(self).model_validate(data)
+        try:
+            return first, type(self).model_validate(data)
+        except pydantic.ValidationError as error:
+            told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ValueError(f"retry: {'; '.join(told)}") from error
 
     def _changed(self, change: Callable[[str], str], *, paths: bool = True) -> Self:
         changed = super()._changed(change, paths=paths)

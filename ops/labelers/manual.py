@@ -13,7 +13,16 @@ from pydantic import Field
 from dpa_core.errors import DataError
 from ops.files import write_text
 from ops.labelers.abacus import AbacusLabeler
-from ops.labelers.base import BaseLabeler, Context, Job, Label, LabelFailed, Structure, Waiting
+from ops.labelers.base import (
+    WARNING,
+    BaseLabeler,
+    Context,
+    Job,
+    Label,
+    LabelFailed,
+    Structure,
+    Waiting,
+)
 from ops.labelers.command import CommandLabeler
 from ops.labelers.cp2k import Cp2kLabeler
 from ops.labelers.qe import QeLabeler
@@ -42,7 +51,7 @@ class ManualLabeler(BaseLabeler):
 
     def check(self) -> list[str]:
         """Return the mistakes of `inputs`; its program is not needed on this machine."""
-        return [line for line in self.inputs.check() if "command" not in line]
+        return [line for line in self.inputs.check() if not line.startswith(WARNING)]
 
     def identity(self, elements: Sequence[str]) -> dict[str, Any]:
         """Return that of `inputs`: it does not matter who ran the program."""

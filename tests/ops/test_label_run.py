@@ -44,6 +44,8 @@ from ops.labelers.match import WrongStructureError, label_structure
 from ops.labelers.store import LabelStore
 
 EMT_LABELER = {"type": "ase", "calculator": "emt"}
+NAP = f"8{os.getpid()}.25"
+"""Seconds; a word by which the processes of this run are found."""
 FEW = 2e-5
 """Å. VASP and QE print positions and forces with 5 to 8 decimals."""
 
@@ -401,8 +403,9 @@ def test_cp2k_output(samples: Path, tmp_path: Path) -> None:
     cell = [line.split()[4:7] for line in text.splitlines() if "CELL| Vector" in line][:3]
     asked = Atoms([r[2] for r in rows], np.array([r[4:7] for r in rows], float),
                   cell=np.array(cell, float), pbc=True)  # fmt: skip
-    (task,) = run_sample({"type": "cp2k", "template": template, "command": f"sed s/Fe[12]/Fe\\ / {sample}"},
-                         [asked], tmp_path)  # fmt: skip
+    command = f"sed 's/Fe[12]/Fe /' {sample}"
+    labeler = {"type": "cp2k", "template": template, "command": command}
+    (task,) = run_sample(labeler, [asked], tmp_path)
     assert task["state"] == "labelled", task
     found = open_dataset(tmp_path / "l" / "labelled")[0]
     assert found.energy == pytest.approx(-48061.448464, abs=1e-5)
@@ -420,10 +423,10 @@ def test_a_command_that_does_not_exist_stops_the_step(vasp, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="'no-such-vasp' cannot be run"):
         run_sample(vasp | {"command": "no-such-vasp"}, [asked], tmp_path / "a")
     assert not (tmp_path / "labels").exists()
-    labeler = vasp | {"command": "sleep 33.3 & sleep 33.3", "timeout": 0.3}
+    labeler = vasp | {"command": f"sleep {NAP} & sleep {NAP}", "timeout": 0.3}
     (task,) = run_sample(labeler, [asked], tmp_path / "b")
     assert task["reason"].startswith("not done after 0.3 s")
-    assert not alive("33.3")
+    assert not alive(NAP)
 
 
 def test_a_killed_command_is_run_again_in_a_new_folder(vasp, tmp_path: Path) -> None:
@@ -448,14 +451,14 @@ def alive(word: str) -> list[str]:
 
 def test_the_command_ends_with_who_started_it(tmp_path: Path) -> None:
     child = multiprocessing.get_context("fork").Process(
-        target=run_command, args=("sleep 44.4 & sleep 44.4; sleep 44.4", tmp_path, None)
+        target=run_command, args=(f"sleep {NAP} & sleep {NAP}; sleep {NAP}", tmp_path, None)
     )
     child.start()
-    wait_for(lambda: len(alive("44.4")) >= 3)
+    wait_for(lambda: len(alive(NAP)) >= 3)
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    wait_for(lambda: not alive("44.4"))
+    wait_for(lambda: not alive(NAP))
 
 
 def wait_for(done: Callable[[], bool], seconds: float = 20.0) -> None:
