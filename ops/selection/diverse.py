@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from ops.selection.environments import Environments
 
 Array = NDArray[np.float64]
+Rows = TypeVar("Rows", Array, NDArray[np.int64])
 Diversity = Literal["farthest", "entropy", "random", "top"]
 
-BLOCK = 1 << 22
-"""Numbers in a block of a distance matrix; bounds the memory."""
+TILE = 512
+"""Rows and columns of a distance matrix at a time: they fit into a processor's cache."""
 EQUAL = 1e-5
 """Distances below are those of equal environments, but for rounding."""
 DIGITS = 9
@@ -89,12 +90,10 @@ class Coverage:
         return np.add.reduceat(score, self._first) / np.diff(self._candidates.start)
 
     def _cover(self, rows: NDArray[np.int64], y: Array) -> None:
-        x = self._candidates.x
-        width = max(1, BLOCK // max(1, len(y)))
-        for begin in range(0, len(rows), width):
-            some = rows[begin : begin + width]
-            for other in np.array_split(y, -(-len(y) // BLOCK)):
-                squared = squared_distances(x[some], other)
+        for some in _tiles(rows):
+            x = self._candidates.x[some]
+            for other in _tiles(y):
+                squared = squared_distances(x, other)
                 self._squared[some] = np.minimum(self._squared[some], squared.min(axis=1))
                 if self._bandwidth is not None:
                     self._density[some] += _kernel(squared, self._bandwidth)
@@ -110,17 +109,27 @@ class Coverage:
         return np.maximum(density, 1.0)
 
 
+def _tiles(values: Rows) -> Iterator[Rows]:
+    for begin in range(0, len(values), TILE):
+        yield values[begin : begin + TILE]
+
+
 def squared_distances(x: Array, y: Array) -> Array:
     """(N, M) squared distances of points (N, d) and (M, d)."""
     # centred, so that the difference of large squares does not swallow small distances
     middle = y.mean(axis=0)
     x, y = x - middle, y - middle
-    squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2.0 * (x @ y.T)
-    return np.maximum(squared, 0.0)
+    # |x|² - 2 x·y + |y|² as one matrix product: no further pass over the large array
+    left = np.column_stack([x, np.square(x).sum(axis=1), np.ones(len(x))])
+    right = np.column_stack([-2.0 * y, np.ones(len(y)), np.square(y).sum(axis=1)])
+    squared = left @ right.T
+    return np.maximum(squared, 0.0, out=squared)
 
 
 def _kernel(squared: Array, bandwidth: float) -> Array:
-    return np.exp(squared / (-2.0 * bandwidth**2)).sum(axis=1)
+    """Row sums of the Gaussian kernel; overwrites the squared distances."""
+    squared *= -0.5 / bandwidth**2
+    return np.exp(squared, out=squared).sum(axis=1)
 
 
 def _by_element(element: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

@@ -80,11 +80,11 @@ def test_choice_is_that_of_brute_force(diversity: str, seed: int) -> None:
     assert found.chosen == expected
 
 
-def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     env, old = toy(1, 30), toy(2, 20)
     whole = Coverage(env, 0.5)
     whole.cover(old.x, old.element)
-    monkeypatch.setattr("ops.selection.diverse.BLOCK", 7)
+    monkeypatch.setattr("ops.selection.diverse.TILE", 7)
     small = Coverage(env, 0.5)
     small.cover(old.x, old.element)
     np.testing.assert_allclose(small.novelty(), whole.novelty(), rtol=1e-9)
