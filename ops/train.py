@@ -296,6 +296,8 @@ def _model(config: RunTrainConfig, pretrained: str | None, elements: set[str]) -
 
         # what belongs to a type (excluded pairs, preset biases, sel) follows its name
         model = remap_config(model, type_map)
+        if "heads" in config.model.model_fields_set:  # a committee may start from one model
+            model = model.model_copy(update={"heads": config.model.heads})
     document = model.model_dump(mode="json")
     document["type_map"] = type_map
     return document

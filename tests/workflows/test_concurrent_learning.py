@@ -1,0 +1,274 @@
+"""The graph of concurrent learning, its settings, and changes of settings on the way."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpa_core.errors import ConfigError
+from ops.base import OPS as ALL_OPS
+from ops.base import REQUEST, STATUS, load_reference
+from tests.workflows.helpers import write_model
+from workflows import graph, revisions
+from workflows.concurrent_learning import Progress
+from workflows.pipeline import plan
+from workflows.revisions import apply_changes, current_plan, parse_revision, revised_plan
+from workflows.run_folder import RunFolder
+from workflows.schema import dump_pipeline, load_pipeline
+
+TRAIN = {
+    "strategy": "last",
+    "training": {"training_data": {"batch_size": 2}, "numb_steps": 100},
+    "later": {"training": {"numb_steps": 40}, "learning_rate": {"start_lr": 1e-4}},
+}
+LOOP = {
+    "init": {"structures": ["start"], "data": ["old"]},
+    "committee": {"size": 3},
+    "train": TRAIN,
+    "structures": {
+        "start": {"type": "generate", "lattice": "fcc", "element": "Cu", "rattle": 0.1, "count": 5},
+        "known": {"type": "data", "data": "old", "count": 2},
+    },
+    "explore": {"type": "ase", "steps": 20, "trj_freq": 5},
+    "select": {"lo": 0.1, "hi": 0.5, "max_candidates": 10},
+    "stages": [
+        {"structures": ["start"], "explore": {"temperatures": [300]}},
+        {
+            "name": "hot", "structures": ["known"], "explore": {"temperatures": [900]},
+            "select": {"lo": 0.2},
+        },
+    ],
+    "label": {"labeler": {"type": "ase", "calculator": "emt"}, "group_size": 4},
+    "test": ["hold"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def load(tmp_path):
+    for name in ("old", "hold"):
+        (tmp_path / f"{name}.extxyz").write_text("1\n\nCu 0 0 0\n")
+    write_model(tmp_path / "pretrained.safetensors")
+
+    def load(**changes):
+        """Pipeline with some blocks of `concurrent_learning` (or, with `_`, others) replaced."""
+        document = {
+            "name": "loop",
+            "seed": 3,
+            "type_map": ["Cu", "Ni"],
+            "data": {n: {"sources": [{"path": f"{n}.extxyz"}]} for n in ("old", "hold")},
+            "models": {"small": {}},
+            "concurrent_learning": LOOP | {k: v for k, v in changes.items() if k[0] != "_"},
+        }
+        document |= {key[1:]: value for key, value in changes.items() if key[0] == "_"}
+        path = tmp_path / "loop.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return load_pipeline(path, {})
+
+    return load
+
+
+def by_key(nodes):
+    return {node.key: node for node in nodes}
+
+
+def test_every_step_has_settings_and_inputs_its_op_accepts(load):
+    pipeline = load(compare={"random": [1]})
+    nodes = plan(pipeline, Progress(2, finished=True, labelled=7))
+    for node in nodes:
+        spec = ALL_OPS[node.op]
+        load_reference(spec.config).model_validate(node.config)
+        load_reference(spec.inputs)(**node.inputs)
+    done: set[str] = set()
+    for level in graph.levels(nodes):
+        assert all(graph.needs(node) <= done for node in level)
+        done |= {node.key for node in level}
+    assert nodes[-1].key == "report"
+
+
+def test_an_iteration(load):
+    nodes = by_key(plan(load(), Progress(2)))
+    assert "report" not in nodes  # not before the end
+    assert {f"iter-000001-train-m{m}" for m in range(3)} <= set(nodes)
+    # 10 candidates in groups of 4; 5 starting structures in groups of 4
+    assert sum(key.startswith("iter-000001-label") for key in nodes) == 3
+    assert sum(key.startswith("init-label") for key in nodes) == 2
+    train = nodes["iter-000001-train-m2"]
+    assert train.inputs["train"] == ["collect-old:train", "init-collect:train",
+                                     "iter-000000-collect:train"]  # fmt: skip
+    assert train.inputs["pretrained"] == "iter-000000-train-m2:model.safetensors"
+    assert train.config["training"]["numb_steps"] == 40
+    assert train.config["learning_rate"]["start_lr"] == 1e-4
+    # a committee that is trained twice in the same way would agree with itself
+    seeds = [n.config["training"]["seed"] for n in nodes.values() if n.op == "train"]
+    assert len(set(seeds)) == len(seeds) == 6
+    select = nodes["iter-000001-select"]
+    assert select.inputs["decision"] == "iter-000000-decide:decision.json"
+    assert select.inputs["labelled"] == train.inputs["train"]
+    assert set(nodes["iter-000001-test"].inputs["data"]) == {"new", "previous", "hold"}
+
+
+def test_stages_override_the_defaults(load):
+    stages = load().concurrent_learning.stages
+    assert [stage.explore.temperatures for stage in stages] == [(300,), (900,)]
+    assert [stage.explore.steps for stage in stages] == [20, 20]
+    select = by_key(plan(load()))["iter-000000-select"].config["stages"]
+    assert "0.2" in json.dumps(select[1])
+    assert "0.2" not in json.dumps(select[0])
+
+
+def test_heads_are_one_training(load):
+    nodes = by_key(plan(load(committee={"size": 4, "kind": "heads"}), Progress(2)))
+    assert nodes["iter-000001-train-m0"].config["model"]["heads"] == 4
+    assert "iter-000001-train-m1" not in nodes
+
+
+@pytest.mark.parametrize(
+    ("strategy", "origin"),
+    [("scratch", None), ("last", "iter-000000-train-m0:model.safetensors"), ("pretrained", "FILE")],
+)
+def test_what_a_later_training_starts_from(load, tmp_path, strategy, origin):
+    pretrain = {"from": {"small": "pretrained.safetensors"}}
+    pipeline = load(_pretrain=pretrain, start="pretrained", train=TRAIN | {"strategy": strategy})
+    nodes = by_key(plan(pipeline, Progress(2)))
+    model = str(tmp_path / "pretrained.safetensors")
+    assert nodes["iter-000000-train-m0"].inputs["pretrained"] == model
+    expected = model if origin == "FILE" else origin
+    assert nodes["iter-000001-train-m0"].inputs.get("pretrained") == expected
+
+
+def test_the_end(load):
+    pipeline = load(compare={"random": [5, 6]})
+    nodes = by_key(plan(pipeline, Progress(3, finished=True, labelled=9)))
+    assert len(nodes["final-train-m0"].inputs["train"]) == 5
+    assert nodes["compare-random-s005-select"].config["stages"][0]["max_candidates"] == 9
+    # as long as 100 + 40 + 40 + 40 steps of the loop
+    assert nodes["compare-random-s005-train"].config["training"]["numb_steps"] == 220
+    models = set(nodes["final-test"].inputs["models"])
+    assert models == {f"{k}-m{m}" for k in ("start", "final") for m in range(3)} | {
+        "random-s005", "random-s006"
+    }  # fmt: skip
+    assert not any(
+        k.startswith("compare") for k in by_key(plan(pipeline, Progress(1, finished=True)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": {"structures": ["strat"]}}, "did you mean 'start'?"),
+        ({"test": ["held"]}, "did you mean 'hold'?"),
+        ({"test": ["old"]}, "is also trained on"),
+        ({"model": "smal"}, "did you mean 'small'?"),
+        ({"init": {}}, "needs something to start with"),
+        ({"committee": {"size": 1}}, "committee.size"),
+        ({"label": {"labeler": {"type": "ase", "calculator": "emtt"}}}, "emtt"),
+        ({"label": {"labeler": {"type": "wasp"}}}, "wasp"),
+        ({"train": {**TRAIN, "later": {"training": {"numb_stepz": 1}}}}, "numb_stepz"),
+        ({"train": {**TRAIN, "training": {"numb_steps": 5, "seed": 2}}}, "seed"),
+        ({"stages": [{"structures": ["known"], "explore": {"temperaturs": [3]}}]},
+         "did you mean 'temperatures'?"),
+        ({"structures": {**LOOP["structures"], "f": {"type": "file", "path": "no/*.vasp"}}},
+         "no such file"),
+        ({"start": "pretrained"}, "pretrain.data: missing"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_anything_runs(load, changes, message):
+    with pytest.raises(ConfigError) as error:
+        load(**changes)
+    assert message in str(error.value)
+
+
+def finish(folder, nodes, key, decision=None):
+    """Pretend that a step succeeded."""
+    place = folder.steps / key
+    place.mkdir(parents=True, exist_ok=True)
+    prints = graph.fingerprints(nodes)
+    status = {"key": key, "op": "decide", "state": "succeeded", "fingerprint": prints[key]}
+    (place / STATUS).write_text(json.dumps(status))
+    (place / REQUEST).write_text("{}")
+    if decision is not None:
+        (place / "decision.json").write_text(json.dumps(decision))
+
+
+def test_a_run_grows_with_its_decisions(load, tmp_path):
+    pipeline, folder = load(), RunFolder(tmp_path / "run")
+    nodes, progress = current_plan(pipeline, [], folder)
+    assert progress == Progress(1)
+    finish(folder, nodes, "iter-000000-decide", {"go": True})
+    nodes, progress = current_plan(pipeline, [], folder)
+    assert progress == Progress(2)
+    finish(folder, nodes, "iter-000001-decide", {"go": False, "rows": [{"labelled": 4}] * 2})
+    nodes, progress = current_plan(pipeline, [], folder)
+    assert progress == Progress(2, finished=True, labelled=8)
+    assert nodes[-1].key == "report"
+    # decisions made with other settings do not count
+    assert current_plan(load(max_iterations=7), [], folder)[1] == (Progress(1))
+
+
+def test_a_setting_changed_on_the_way_leaves_earlier_steps_alone(load):
+    pipeline = load()
+    before = graph.fingerprints(plan(pipeline, Progress(3)))
+    revision = parse_revision("iter-000001/select", ["select.lo=0.08"])
+    nodes = revised_plan(pipeline, [revision], Progress(3))
+    after = graph.fingerprints(nodes)
+    assert list(before) == list(after)
+    changed = [key for key in before if before[key] != after[key]]
+    first = list(before).index("iter-000001-select")
+    assert changed == list(before)[first:]
+    config = by_key(nodes)["iter-000001-select"].config
+    assert all("0.08" in json.dumps(stage) for stage in config["stages"])
+    assert "0.08" not in json.dumps(by_key(nodes)["iter-000000-select"].config)
+
+
+def test_from_alone_runs_a_step_again(load):
+    pipeline = load()
+    before = graph.fingerprints(plan(pipeline))
+    again = [parse_revision("iter-000000-label", [])]
+    after = graph.fingerprints(revised_plan(pipeline, again, Progress()))
+    same = [key for key in before if before[key] == after[key]]
+    assert "iter-000000-prepare" in same
+    assert not any("label" in key or "decide" in key for key in same if key.startswith("iter"))
+    twice = graph.fingerprints(revised_plan(pipeline, again * 2, Progress()))
+    assert twice["iter-000000-label-g000"] != after["iter-000000-label-g000"]
+
+
+def test_wrong_changes_are_refused(load):
+    pipeline = load()
+    for settings, message in (
+        (["select.l0=0.08"], "l0"),
+        (["select.lo"], "expected KEY=VALUE"),
+        (["stages.7.select.lo=1"], "not one of the numbers 0 to 1"),
+        (["committee.size=many"], "committee.size"),
+        (["test=[nothing]"], "no such name"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            apply_changes(pipeline, parse_revision("iter-000000-select", settings))
+    with pytest.raises(ConfigError, match="no such step; there are"):
+        revisions.require_start(parse_revision("iter-000009/select", []), plan(pipeline))
+
+
+def test_changes_outside_the_loop_and_of_one_stage(load):
+    settings = ["execution.parallel=3", "stages.1.select.lo=0.3", "label.min_success=0.9"]
+    changed = apply_changes(load(), parse_revision("iter-000000-select", settings))
+    assert changed.execution.parallel == 3
+    assert changed.concurrent_learning.label.min_success == 0.9
+    stages = by_key(plan(changed))["iter-000000-select"].config["stages"]
+    assert "0.3" in json.dumps(stages[1])
+    assert "0.3" not in json.dumps(stages[0])
+
+
+def test_a_resolved_pipeline_is_the_same_pipeline(load, tmp_path):
+    pipeline = load(compare={"random": [1]})
+    copy = tmp_path / "elsewhere" / "pipeline.yaml"
+    copy.parent.mkdir()
+    copy.write_text(dump_pipeline(pipeline))
+    assert plan(load_pipeline(copy, {})) == plan(pipeline)
+
+
+def test_the_example_is_what_it_says(monkeypatch, tmp_path):
+    (tmp_path / "test.extxyz").write_text("")
+    monkeypatch.setenv("EMT_TEST", str(tmp_path / "test.extxyz"))
+    root = Path(__file__).parents[2]
+    pipeline = load_pipeline(root / "examples/concurrent_learning/emt.yaml")
+    assert pipeline.concurrent_learning.compare.random == (1, 2, 3)
