@@ -121,39 +121,26 @@ def to_dflow(nodes: Sequence[Node], execution: Execution, prints: dict[str, str]
 
     Steps, not DAG: dflow's DAG drops dependents of failed tasks silently in debug mode.
     """
-    import sys
+    from dflow import Steps
 
-    from dflow import Step, Steps
-    from dflow.python import PythonOPTemplate
-
-    from ops.step_op import StepOP
+    from ops.base import StepRequest
+    from ops.step_op import step
 
     root = Steps("pipeline")
     done: dict[str, Any] = {}
     for level in levels(nodes):
-        steps = []
         for node in level:
-            request = {
-                "key": node.key,
-                "op": node.op,
-                "config": node.config,
-                "inputs": node.inputs,
-                "fingerprint": prints[node.key],
-                "timeout": execution.timeout,
-                "retries": execution.retries,
-            }
-            artifacts = {key: done[key].outputs.artifacts["folder"] for key in sorted(needs(node))}
-            bound: dict[str, Any] = {"artifacts": artifacts or None}
-            step = Step(
-                node.key,
-                PythonOPTemplate(StepOP, command=[sys.executable], upload_dflow=False),
-                parameters={"request": request},
-                artifacts=bound,
+            request = StepRequest(
                 key=node.key,
+                op=node.op,
+                config=node.config,
+                inputs=node.inputs,
+                fingerprint=prints[node.key],
+                timeout=execution.timeout,
+                retries=execution.retries,
             )
-            done[node.key] = step
-            steps.append(step)
-        root.add(steps)
+            done[node.key] = step(request, {key: done[key] for key in sorted(needs(node))})
+        root.add([done[node.key] for node in level])
     return root
 
 

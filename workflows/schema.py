@@ -130,8 +130,8 @@ class Pipeline(Config):
     """Seed of the pretraining runs."""
     type_map: tuple[str, ...] | None = None
     """Elements of all models, in order; left out: each run takes those of its data."""
-    data: dict[str, CollectConfig] = Field(min_length=1)
-    """Named data sets."""
+    data: dict[str, CollectConfig] = Field(default_factory=dict)
+    """Named data sets; only a loop that labels its own first structures needs none."""
     models: dict[str, ModelSettings] = Field(min_length=1)
     """Named architectures."""
     pretrain: Pretrain = Pretrain()

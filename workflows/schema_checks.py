@@ -23,6 +23,8 @@ MAX_NAME = 40
 
 def find_mistakes(pipeline: Pipeline) -> Iterable[str]:
     """Yield what is wrong between the blocks, and the files that do not exist."""
+    if not pipeline.data and pipeline.needs_pretrained():
+        yield "data: missing; name the labelled frames to train on"
     yield from _names(pipeline)
     yield from _files(pipeline)
     yield from _pretrain_mistakes(pipeline)

@@ -64,7 +64,7 @@ def test_wrong_file_gives_one_message_and_exit_code_2(tmp_path):
     (tmp_path / "p.yaml").write_text("name: x\nmodls: {}\n")
     done = dpaflow("validate", tmp_path / "p.yaml")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path}/p.yaml: 3 mistakes\n")
+    assert done.stderr.startswith(f"error: {tmp_path}/p.yaml: 2 mistakes\n")
     assert "modls: unknown key; did you mean 'models'?" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
