@@ -32,7 +32,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
+from pydantic_core import to_jsonable_python
 
 from dpa_core.config import Config
 from dpa_core.errors import ConfigError
@@ -149,7 +150,7 @@ class StepRequest(Config):
     op: str
     """Name of the OP, see `find_op`."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Settings, validated by the OP's class in the child process."""
+    """Settings, validated by the OP's class in the child process; its object will do, too."""
     inputs: dict[str, Any] = Field(default_factory=dict)
     """Fields of the OP's inputs: a path, a list of paths, or a dictionary of those."""
     fingerprint: str = ""
@@ -158,6 +159,23 @@ class StepRequest(Config):
     """Seconds one attempt may take; None for no limit."""
     retries: NonNegativeInt = 0
     """Further attempts after a transient failure (I/O, lost node)."""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return _document(value) if isinstance(value, Config) else value
+
+
+def _document(value: Any) -> Any:
+    """Return settings as plain data: what was set, and every `type`, which tells classes apart."""
+    if isinstance(value, Config):
+        named = {name for name in type(value).model_fields if name == "type"}
+        return {n: _document(getattr(value, n)) for n in sorted(value.model_fields_set | named)}
+    if isinstance(value, Mapping):
+        return {name: _document(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_document(item) for item in value]
+    return to_jsonable_python(value)
 
 
 class Status(NamedTuple):

@@ -1,15 +1,20 @@
 """The one dflow OP: unpack artifacts, call `run_step`, pack the step's folder.
 
-Only the pipeline builder and dflow's own scripts import this module (importing dflow takes a
-second). Every step of a pipeline is a `StepOP`; what it does is in its `request`.
+Only what builds dflow workflows imports this module (importing dflow takes a second). Every
+step of a pipeline is a `StepOP`; what it does is in its `request`. In a workflow of your own,
+`step` makes one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dflow import Step
+from dflow import config as dflow_config
 from dflow.python import (
     OP,
     OPIO,
@@ -18,12 +23,16 @@ from dflow.python import (
     FatalError,
     NestedDict,
     OPIOSign,
+    PythonOPTemplate,
     TransientError,
 )
 
 from dpa_core.config import parse_config
+from dpa_core.errors import ConfigError
 from ops import base
 
+FOLDER = "folder"
+"""Name of the output artifact of a step: all that its function wrote."""
 STEPS_FOLDER = "DPAFLOW_STEPS"
 """Environment variable: the folder whose sub-folder KEY is where step KEY works.
 
@@ -48,7 +57,7 @@ class StepOP(OP):
     @classmethod
     def get_output_sign(cls) -> OPIOSign:
         """Return the step's folder."""
-        return OPIOSign({"folder": Artifact(Path)})
+        return OPIOSign({FOLDER: Artifact(Path)})
 
     @OP.exec_sign_check
     def execute(self, op_in: OPIO) -> OPIO:
@@ -63,11 +72,61 @@ class StepOP(OP):
         except base.StepError as error:
             transient = error.status.kind in ("transient", "interrupted")
             raise (TransientError if transient else FatalError)(str(error)) from error
-        return OPIO({"folder": outdir})
+        return OPIO({FOLDER: outdir})
 
     def handle_outputs(self, outputs: dict[str, Any], symlink: bool = False) -> None:
         """Hand the folder over: on one machine a link to it, in a pod a copy."""
         super().handle_outputs(outputs, symlink=symlink or STEPS_FOLDER in os.environ)
+
+
+def step(request: base.StepRequest, artifacts: Mapping[str, Any], **template: Any) -> Step:
+    """Make a dflow step that runs an OP.
+
+    Parameters
+    ----------
+    request
+        OP, settings, inputs. A path of the inputs is "NAME:path/in/it", where NAME is one of
+        `artifacts`; an absolute path is one of the machine that runs the step.
+    artifacts
+        By name: another step made by this function (its folder is meant), or any artifact of
+        dflow, as an output of an OP of your own or what `upload_artifact` returns.
+    template
+        Arguments of `dflow.python.PythonOPTemplate`: image, requests, envs, mounts, ...
+
+    Returns
+    -------
+    Step
+        Its only output is the artifact "folder".
+
+    Raises
+    ------
+    ConfigError
+        An input refers to an artifact that is not given.
+    """
+    for path in base.iter_paths(request.inputs):
+        if not Path(path).is_absolute() and path.partition(":")[0] not in artifacts:
+            raise ConfigError(
+                f"step {request.key!r} reads {str(path)!r}; that is neither an absolute path nor "
+                f"NAME:PATH with an artifact NAME: {', '.join(artifacts) or '(none)'}"
+            )
+    bound: dict[str, Any] = {
+        name: value.outputs.artifacts[FOLDER] if isinstance(value, Step) else value
+        for name, value in artifacts.items()
+    }
+    options = {"command": python_command(), "upload_dflow": False, **template}
+    every: dict[str, Any] = {"artifacts": bound or None}
+    return Step(
+        request.key,
+        PythonOPTemplate(StepOP, **options),
+        parameters={"request": request.model_dump(mode="json")},
+        artifacts=every,
+        key=request.key,
+    )
+
+
+def python_command() -> list[str]:
+    """Return what starts Python in a step: this very one, or in a pod the one of its image."""
+    return [sys.executable if dflow_config["mode"] == "debug" else "python"]
 
 
 def _resolve(reference: Any, artifacts: Any) -> str:
