@@ -19,7 +19,6 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 RUNS = 6
 EQUILIBRATE, BETWEEN = 200, 50
@@ -48,8 +47,12 @@ def label(atoms: Atoms) -> Atoms:
 
 def run(atoms: Atoms, count: int, temperature: float, rng: np.random.Generator) -> list[Atoms]:
     atoms.calc = EMT()
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
-    md = Langevin(atoms, 4 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng)
+    thermal = np.sqrt(units.kB * temperature * atoms.get_masses())
+    atoms.set_momenta(thermal[:, None] * rng.normal(size=(len(atoms), 3)))
+    friction = 0.02 / units.fs
+    md = Langevin(
+        atoms, 4 * units.fs, temperature_K=temperature, friction=friction, rng=rng, fixcm=False
+    )
     md.run(EQUILIBRATE)
     frames = []
     for _ in range(count):

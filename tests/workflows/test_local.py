@@ -198,6 +198,23 @@ def wait_for(condition, patience=120):  # a busy machine is slow, not wrong
         time.sleep(0.05)
 
 
+def test_a_step_that_waits_for_the_user(toy):
+    nodes = [toy.node("a", value=1), toy.node("b", {"one": "a:number"}, fail="pause")]
+    nodes.append(toy.node("c", {"one": "b:number"}))
+    result = toy.run(nodes)
+    assert [step.state for step in result.states] == ["succeeded", "paused", "waiting"]
+    assert result.paused
+    assert not result.succeeded
+    told = monitor.failure_report(result, toy.folder)
+    assert "PAUSED b: put the results there" in told
+    assert "FAILED" not in told
+    Path(f"{toy.calls}.results").touch()
+    result = toy.run(nodes)
+    assert result.succeeded
+    assert not result.paused
+    assert toy.called() == ["b", "c"]
+
+
 def test_second_run_is_refused(toy, monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0)
     toy.folder.dflow.mkdir(parents=True)

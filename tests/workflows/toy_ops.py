@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dpa_core.config import Config
 from dpa_core.errors import DataError
-from ops.base import OpSpec
+from ops.base import OpSpec, Paused
 
 
 class ToyConfig(Config):
@@ -62,6 +62,8 @@ def _misbehave(config: ToyConfig, outdir: Path) -> None:
         raise OSError("stale file handle")
     if config.fail == "always":
         raise OSError("stale file handle")
+    if config.fail == "pause" and not Path(f"{config.calls}.results").exists():
+        raise Paused("put the results there")
     if config.fail == "kill":
         os.kill(os.getpid(), 9)
     if config.fail == "exit":
