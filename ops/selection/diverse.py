@@ -17,8 +17,8 @@ Diversity = Literal["farthest", "entropy", "random", "top"]
 
 TILE = 512
 """Rows and columns of a distance matrix at a time: they fit into a processor's cache."""
-EQUAL = 1e-5
-"""Distances below are those of equal environments, but for rounding."""
+EQUAL = 1e-4
+"""Å. Distances below are those of equal environments, but for rounding."""
 DIGITS = 9
 """Scores that agree to so many decimals are equal, so that rounding decides nothing."""
 
@@ -51,7 +51,7 @@ class Coverage:
     candidates
         Environments of F frames, each with at least one atom.
     bandwidth
-        Width of the Gaussian kernel of `entropy`, in the unit of the space; None: not needed.
+        Width of the Gaussian kernel of `entropy`, Å; None: not needed.
     """
 
     def __init__(self, candidates: Environments, bandwidth: float | None = None) -> None:

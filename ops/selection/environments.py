@@ -1,8 +1,8 @@
-"""Atomic environments as points: descriptors reduced to few dimensions, in a common unit."""
+"""Atomic environments as points: descriptors reduced to few dimensions, distances in Å."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -33,8 +33,11 @@ VARIANCE = 0.9999
 """Fraction of the variance kept, if that takes fewer dimensions."""
 BLOCK_ATOMS = 4096
 """Atoms described together; bounds the memory."""
-NOISE = 1e-4
-"""Smallest unit of distance, relative to the length of a descriptor: below is arithmetic."""
+RATTLE = 0.02
+"""Å. Displacement by which the sensitivity of descriptors is measured."""
+RATTLE_SEED = 0x5E1EC7
+NOISE = 1e-3
+"""Smallest sensitivity per Å, relative to the length of a descriptor: below is arithmetic."""
 
 
 class Environments(NamedTuple):
@@ -43,7 +46,8 @@ class Environments(NamedTuple):
     Attributes
     ----------
     x
-        (N, d) positions; a distance of 1 is that of two typical environments of one element.
+        (N, d) positions in Å: environments are as far apart as a random displacement of all
+        atoms by so much (root mean square in every direction) would move them.
     element
         (N,) index of the element; only environments of one element are ever compared.
     start
@@ -61,23 +65,23 @@ class Environments(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The reduced space: x = descriptor @ axes.
+    """The reduced space: x = descriptor @ axes / unit of the element.
 
     Attributes
     ----------
     axes
-        (D, d): principal axes of the deviation from the element's mean, over the unit. They
-        are not whitened: directions of noise stay small.
+        (D, d) principal axes of the deviation from the element's mean. They are not whitened:
+        directions of noise stay small.
+    units
+        Element -> change of the reduced descriptor per Å of random displacement.
     """
 
     axes: Array
+    units: Mapping[int, float]
 
     @classmethod
-    def fit(cls, descriptors: Array, element: NDArray[np.int64]) -> Space:
+    def fit(cls, descriptors: Array, element: NDArray[np.int64], moved: Array) -> Space:
         """Find the space of a sample.
-
-        The unit is the root mean square distance between two environments of one element,
-        sqrt(2 · trace of the covariance).
 
         Parameters
         ----------
@@ -85,17 +89,30 @@ class Space(NamedTuple):
             (N, D).
         element
             (N,) index of the element.
+        moved
+            (N, D) descriptors after random displacements by RATTLE.
         """
-        length = float(np.sqrt(np.square(descriptors).sum(axis=1).mean()))
         centred = descriptors.copy()
         for one in np.unique(element):
             centred[element == one] -= descriptors[element == one].mean(axis=0)
         variance, axes = np.linalg.eigh(centred.T @ centred / len(centred))
         variance, axes = np.maximum(variance[::-1], 0.0), axes[:, ::-1]
-        total = float(variance.sum())
-        kept = int(np.searchsorted(np.cumsum(variance), VARIANCE * total)) + 1
-        unit = max(np.sqrt(2.0 * total), NOISE * length) or 1.0
-        return cls(axes[:, : min(kept, DIMENSIONS)] / unit)
+        kept = int(np.searchsorted(np.cumsum(variance), VARIANCE * variance.sum())) + 1
+        axes = np.ascontiguousarray(axes[:, : min(kept, DIMENSIONS)])
+        change = np.square((moved - descriptors) @ axes).sum(axis=1) / RATTLE**2
+        length = np.square(descriptors).sum(axis=1)
+        units = {}
+        for one in np.unique(element):
+            own = element == one
+            smallest = NOISE * np.sqrt(length[own].mean())
+            units[int(one)] = float(max(np.sqrt(change[own].mean()), smallest)) or 1.0
+        return cls(axes, units)
+
+    def place(self, descriptors: Array, element: NDArray[np.int64]) -> Array:
+        """Return positions (N, d); an element the sample lacked has the largest unit."""
+        largest = max(self.units.values())
+        unit = np.array([self.units.get(int(one), largest) for one in element])
+        return (descriptors @ self.axes) / unit[:, None]
 
 
 def sizes_of(frames: Frames) -> NDArray[np.int64]:
@@ -135,7 +152,7 @@ def describe_all(frames: Frames, describe: Describe, space: Space) -> Environmen
     for numbers in blocks(sizes_of(frames)):
         some = [frames[int(k)] for k in numbers]
         found, element = gather(some, describe)
-        points.append(found @ space.axes)
+        points.append(space.place(found, element))
         elements.append(element)
         sizes.append(np.array([np.count_nonzero(f.atype >= 0) for f in some], dtype=np.int64))
     if not points:
@@ -161,4 +178,8 @@ def fit_space(groups: Sequence[Frames], describe: Describe) -> Space:
             number = min(len(frames), max(2, number))
             picked = np.linspace(0, len(frames) - 1, number).round().astype(int)
             chosen += [frames[int(k)] for k in picked]
-    return Space.fit(*gather(chosen, describe))
+    # not the seed that rattled the structures: the same displacements again are no random ones
+    rng = np.random.default_rng(RATTLE_SEED)
+    moved = [f._replace(coord=f.coord + rng.normal(scale=RATTLE, size=f.coord.shape))
+             for f in chosen]  # fmt: skip
+    return Space.fit(*gather(chosen, describe), gather(moved, describe)[0])

@@ -36,11 +36,11 @@ class SelectSettings(Config):
     diversity: Literal["farthest", "entropy", "random", "top"] = "farthest"
     """Which candidates: those farthest from all that is covered in descriptor space, those of
     largest differential entropy, any, or those of largest deviation."""
-    min_new: NonNegativeFloat = 0.05
-    """A candidate is left out if each of its environments is at most this far from a labelled
-    or chosen one; 1 is the distance of two typical environments. 0 leaves out equal ones."""
-    bandwidth: PositiveFloat = 0.2
-    """Width of the kernel of `entropy`, in the unit of min_new."""
+    min_new: NonNegativeFloat = 0.001
+    """Å. A candidate is left out if each of its environments is as near to a labelled or chosen
+    one as if its atoms had only been displaced at random by this much. 0 leaves out equal ones."""
+    bandwidth: PositiveFloat = 0.1
+    """Å. Width of the kernel of `entropy`, in the same measure."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> SelectSettings:

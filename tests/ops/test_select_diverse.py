@@ -9,13 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpa_core.committee import Committee
 from dpa_core.config import ModelConfig
 from dpa_core.data import open_dataset, write_mixed
 from dpa_core.interchange.native import save_model
 from dpa_core.model import build_model
 from ops.select import SelectConfig, SelectInputs, run_select
 from ops.selection.diverse import EQUAL, Choice, Coverage, choose, squared_distances
-from ops.selection.environments import Environments, Space, blocks, describe_all, fit_space, thin
+from ops.selection.environments import (
+    RATTLE,
+    Environments,
+    Space,
+    blocks,
+    describe_all,
+    fit_space,
+    thin,
+)
 from ops.selection.levels import AdaptiveLevel, adaptive_lower, classify, settled
 from tests.ops.explored import TYPES, bulk, deviations, make_explored
 
@@ -154,26 +163,44 @@ def test_distances_far_from_the_origin() -> None:
 def test_space_keeps_distances_in_its_unit() -> None:
     rng = np.random.default_rng(0)
     element = np.repeat([0, 1], 2000)
-    plane = rng.normal(size=(4000, 2)) @ rng.normal(size=(2, 50))
-    descriptors = plane + 30.0 * element[:, None]  # the elements are far apart
-    space = Space.fit(descriptors, element)
+    plane = rng.normal(size=(2, 50))
+    # the elements are far apart, which must not count
+    descriptors = rng.normal(size=(4000, 2)) @ plane + 30.0 * element[:, None]
+    # a displacement of 1 Å changes the descriptor of element 0 by 5, that of element 1 by 20
+    angle = rng.uniform(0, 2 * np.pi, 4000)
+    step = np.column_stack([np.cos(angle), np.sin(angle)]) @ np.linalg.qr(plane.T)[0].T
+    moved = descriptors + RATTLE * np.where(element == 0, 5.0, 20.0)[:, None] * step
+    space = Space.fit(descriptors, element, moved)
     assert space.axes.shape == (50, 2)
-    x = descriptors @ space.axes
-    for one in (0, 1):
-        own = x[element == one][:500]
-        mean = np.sqrt(np.square(own[:, None] - own[None]).sum(axis=-1).mean())
-        assert mean == pytest.approx(1.0, rel=0.05)
-    before = np.linalg.norm(descriptors[1:5] - descriptors[0], axis=1)
-    after = np.linalg.norm(x[1:5] - x[0], axis=1)
-    np.testing.assert_allclose(after / before, after[0] / before[0], rtol=1e-2)
+    x = space.place(descriptors, element)
+    for one, unit in ((0, 5.0), (1, 20.0)):
+        before, after = descriptors[element == one], x[element == one]
+        before = np.linalg.norm(before[1:50] - before[0], axis=1)
+        after = np.linalg.norm(after[1:50] - after[0], axis=1)
+        np.testing.assert_allclose(after, before / unit, rtol=1e-6)
 
 
 def test_equal_environments_are_no_new_ones_whatever_the_rounding() -> None:
-    descriptors = np.ones((20, 6)) * (1 + 1e-7 * np.arange(20))[:, None]
-    space = Space.fit(descriptors, np.zeros(20, dtype=np.int64))
-    x = descriptors @ space.axes
-    assert np.ptp(x, axis=0).max() < 0.05
-    assert np.isfinite(Space.fit(np.zeros((3, 6)), np.zeros(3, dtype=np.int64)).axes).all()
+    descriptors = np.ones((20, 6)) * (1 + 1e-8 * np.arange(10).repeat(2))[:, None]
+    kind = np.zeros(20, dtype=np.int64)
+    space = Space.fit(descriptors, kind, descriptors)
+    assert np.ptp(space.place(descriptors, kind), axis=0).max() < EQUAL
+    zeros = np.zeros((20, 6))
+    assert np.isfinite(Space.fit(zeros, kind, zeros).place(zeros, kind)).all()
+
+
+def test_distances_are_displacements(model: Path) -> None:
+    committee = Committee.load([model])
+    frames = [bulk(64, seed=k, rattle=0.15) for k in range(4)]
+    space = fit_space([frames], committee.describe)
+    here = describe_all(frames, committee.describe, space)
+    rng = np.random.default_rng(5)
+    for size in (0.003, 0.03):
+        moved = [f._replace(coord=f.coord + rng.normal(scale=size, size=f.coord.shape))
+                 for f in frames]  # fmt: skip
+        there = describe_all(moved, committee.describe, space)
+        distance = np.sqrt(np.square(there.x - here.x).sum(axis=1).mean())
+        assert distance == pytest.approx(size, rel=0.2)
 
 
 def test_blocks_and_thinning() -> None:
