@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpa_core.errors import ConfigError
-from ops.base import iter_paths
+from ops.base import iter_paths, map_paths
 
 if TYPE_CHECKING:
     from workflows.schema import Execution
@@ -82,6 +82,24 @@ def downstream(nodes: Sequence[Node], keys: Iterable[str]) -> set[str]:
         if needs(node) & found:
             found.add(node.key)
     return found
+
+
+def remaining(nodes: Sequence[Node], todo: Container[str], steps: Path) -> list[Node]:
+    """Return the nodes in `todo`; they find the results of the others by absolute paths.
+
+    dflow forks a process even for a step that it skips: a loop of many iterations would spend
+    minutes on nothing at every start.
+    """
+
+    def place(path: str) -> str:
+        key, _, rest = path.partition(":")
+        if Path(path).is_absolute() or key in todo:
+            return path
+        return str((steps / key / rest).resolve())
+
+    return [
+        node._replace(inputs=map_paths(node.inputs, place)) for node in nodes if node.key in todo
+    ]
 
 
 def fingerprints(nodes: Sequence[Node]) -> dict[str, str]:

@@ -100,12 +100,13 @@ def run_locked(
     """Do what `run` does, for a caller that holds the lock."""
     wait_for_leftovers(folder)
     prints = fingerprints(nodes)
-    prune(nodes, prints, folder)
+    todo = prune(nodes, prints, folder)
     folder.steps.mkdir(parents=True, exist_ok=True)
     plan = {
         "nodes": [node._asdict() for node in nodes],
         "execution": execution.model_dump(mode="json"),
         "fingerprints": prints,
+        "todo": sorted(todo),
     }
     write_json(folder.plan, plan)
     done = Result(read_states(folder, live=True), stopped=False)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from workflows.backends.local import POLL
-from workflows.graph import Node, to_dflow
+from workflows.graph import Node, remaining, to_dflow
 from workflows.run_folder import WORKFLOW, RunFolder
 from workflows.schema import Execution
 
@@ -45,7 +45,7 @@ def main() -> None:
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
     from dflow import Workflow
 
-    nodes = [Node(**item) for item in plan["nodes"]]
+    nodes = remaining([Node(**item) for item in plan["nodes"]], set(plan["todo"]), folder.steps)
     steps = to_dflow(nodes, Execution.model_validate(plan["execution"]), plan["fingerprints"])
     Workflow(WORKFLOW, steps=steps, id=WORKFLOW).submit()
 
