@@ -254,7 +254,7 @@ def _nothing_selected(row: Row, select: Mapping[str, Any]) -> str:
         return (
             f"All {row['candidate']} candidates are structures that the labelled data cover "
             "already, yet the committee disagrees on them: train longer or use a larger model, "
-            "raise lo, or lower select.diversity's min_new."
+            "raise lo, or lower select.min_new."
         )
     if row["failed"] > row["accurate"]:
         return (

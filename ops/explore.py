@@ -317,6 +317,7 @@ def _summary(job: _Job, trajectory: Trajectory, type_map: Sequence[str]) -> dict
     symbols = _symbols(task)
     return {
         "version": 1,
+        "iteration": config.iteration,
         "id": job.mark,
         "name": job.name,
         "structure": task.structure,
