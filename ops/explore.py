@@ -145,6 +145,7 @@ def run_explore(inputs: ExploreInputs, config: ExploreConfig, outdir: Path) -> d
         entries.append({key: summary[key] for key in ENTRY})
     document = {
         "version": 1,
+        "iteration": config.iteration,
         "stage": number,
         "trajectories": entries,
         "seconds": round(time.monotonic() - begin, 3),
@@ -317,7 +318,6 @@ def _summary(job: _Job, trajectory: Trajectory, type_map: Sequence[str]) -> dict
     symbols = _symbols(task)
     return {
         "version": 1,
-        "iteration": config.iteration,
         "id": job.mark,
         "name": job.name,
         "structure": task.structure,
