@@ -111,12 +111,11 @@ def compress(atoms: Atoms) -> list[Atoms]:
 
 
 def bulk_modulus(structures: list[Atoms], energies: np.ndarray) -> float:
-    """Bulk modulus in GPa from energies (eV) at several volumes."""
+    """Return the bulk modulus in GPa from energies (eV) at several volumes, NaN without minimum."""
     volumes = [atoms.get_volume() for atoms in structures]
-    try:
-        return EquationOfState(volumes, energies).fit()[2] / units.GPa
-    except ValueError:  # no minimum: this member knows nothing yet
-        return np.nan
+    if np.argmin(energies) in (0, len(energies) - 1):
+        return np.nan  # this member knows nothing yet, and a fit would find some number
+    return EquationOfState(volumes, energies).fit()[2] / units.GPa
 
 
 def judge(committee: Committee, alloys: list[Atoms]) -> Judgement:
@@ -165,7 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
         found = judge(Committee.load([model]), alloys)
         value, spread = found.modulus.mean(), found.modulus.std()
         labels = sum(len(open_dataset(path)) for path in data)
-        rows.append({"round": k, "labels": labels, "modulus": value, "spread": spread})
+        known = bool(np.isfinite(value))  # JSON has no NaN
+        row = {"modulus": value, "spread": spread} if known else {"modulus": None, "spread": None}
+        rows.append({"round": k, "labels": labels, **row})
         print(f"round {k}: {labels} labels, B = {value:.1f} GPa, members ± {spread:.1f}")
         # false as long as there is nothing to compare with, or a member knows no minimum
         converged = bool(max(spread, abs(value - before)) < args.tolerance * value)
