@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,24 @@ def write_text(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own: two processes may write the same file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
+
+
+def means_full_disk(error: BaseException) -> bool:
+    """Return whether an error, or one that led to it, says that the disk or quota is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # NumPy's tofile and libraries in Rust drop the number
+    if re.search(r"No space left|requested and \d+ written", str(error)):
+        return True
+    led = error.__cause__ or error.__context__
+    return led is not None and means_full_disk(led)
 
 
 def write_json(path: Path, document: Any) -> Path:

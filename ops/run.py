@@ -5,7 +5,6 @@ Whatever happens is written to OUTDIR/outcome.json; only `ops.base.run_step` rea
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
 from ops import base
-from ops.files import write_json
+from ops.files import means_full_disk, write_json
 
 # Trying again does not bring these back.
 FATAL_OS_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -32,13 +31,13 @@ def classify(error: BaseException) -> tuple[base.Kind, str]:
     text = str(error) or type(error).__name__
     if isinstance(error, base.Paused):
         return "paused", text
+    if means_full_disk(error):
+        return "fatal", f"the disk is full ({text}); free some space and resume"
     if isinstance(error, DPAError):
         return ("config" if error.exit_code == 2 else "fatal"), text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "fatal", f"out of memory; use smaller batches or a smaller model ({text})"
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "fatal", f"the disk is full ({text}); free some space and resume"
         return ("fatal" if isinstance(error, FATAL_OS_ERRORS) else "transient"), text
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted"
@@ -85,7 +84,7 @@ def main() -> int:
             kind, reason = "fatal", f"the function called exit({error.code!r})"
     except BaseException as error:  # noqa: BLE001  (the border of the process)
         kind, reason = classify(error)
-        if not isinstance(error, DPAError | base.Paused):
+        if not isinstance(error, DPAError | base.Paused) and not means_full_disk(error):
             traceback.print_exc()
         logging.getLogger(__name__).error(reason)  # noqa: TRY400  (printed above where it helps)
     write_json(outdir / base.OUTCOME, {"kind": kind, "reason": reason})

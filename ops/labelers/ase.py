@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from dpa_core.errors import ConfigError
+from ops.files import means_full_disk
 from ops.labelers.base import Context, Job, Label, LabelFailed, RetryingLabeler
 from ops.labelers.match import check_labels
 
@@ -80,6 +81,8 @@ class AseLabeler(RetryingLabeler):
                     stress = calculator.get_property("stress", atoms)
                     virial = -_tensor(stress) * abs(np.linalg.det(structure.box))
             except Exception as error:  # calculators raise anything
+                if means_full_disk(error):  # no verdict on the structure
+                    raise
                 raise LabelFailed(f"{type(error).__name__}: {error}") from error
         names = sorted(set(structure.elements))
         types = np.array([names.index(e) for e in structure.elements], dtype=np.int64)

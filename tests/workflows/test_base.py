@@ -164,7 +164,7 @@ def test_no_process_survives_the_end_of_its_parent(tmp_path, number):
 @pytest.mark.parametrize("module", ["ops.run", "workflows.backends.master"])
 def test_a_parent_that_was_gone_before_the_start_is_noticed(tmp_path, module):
     (tmp_path / ".dflow").mkdir()
-    plan = {"nodes": [], "execution": {}, "fingerprints": {}}
+    plan = {"nodes": [], "execution": {}, "fingerprints": {}, "todo": []}
     (tmp_path / ".dflow" / "plan.json").write_text(json.dumps(plan))
     ask = request(seconds=60).model_dump(mode="json")
     (tmp_path / "request.json").write_text(json.dumps(ask))

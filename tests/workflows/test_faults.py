@@ -1,5 +1,17 @@
 """What a loop survives; the long version is benchmarks/faults/fault_test.py."""
 
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+
+from dpa_core.errors import DataError
+from ops.files import means_full_disk, write_text
+from ops.labelers.ase import AseLabeler
+from ops.labelers.base import Context, Job, Structure
+from ops.run import classify
 from workflows.graph import Node, remaining
 
 
@@ -14,3 +26,52 @@ def test_dflow_is_given_only_what_is_left_to_do(tmp_path):
     assert left[0].inputs == {"models": {"m": f"{tmp_path}/a/model"}, "data": {"x": ["/data"]}}
     assert left[1].inputs == {"tests": ["b:", f"{tmp_path}/a"]}
     assert remaining(nodes, {"a", "b", "c"}, tmp_path) == nodes
+
+
+def _numpy() -> None:
+    with Path("/dev/full").open("wb") as stream:
+        np.save(stream, np.zeros(10_000))
+
+
+def _rust() -> None:
+    raise SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
+
+
+def _wrapped() -> None:
+    try:
+        _numpy()
+    except OSError as error:
+        raise DataError("could not be written") from error
+
+
+@pytest.mark.parametrize("write", [_numpy, _rust, _wrapped])
+def test_every_way_to_say_that_the_disk_is_full_is_understood(write):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        write()
+    kind, text = classify(caught.value)
+    assert kind == "fatal"
+    assert "the disk is full" in text
+    assert "free some space" in text
+    assert not means_full_disk(OSError(errno.EIO, "I/O"))
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "\ud800")
+    assert not list(tmp_path.iterdir())
+
+
+class Writing:
+    """A calculator whose scratch files do not fit on the disk."""
+
+    def get_property(self, name, atoms):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_verdict_on_a_structure(tmp_path):
+    labeler = AseLabeler(type="ase", calculator=f"{__name__}:Writing")
+    structure = Structure(("Cu",), np.zeros((1, 3)), np.eye(3))
+    with pytest.raises(OSError, match="No space"):
+        labeler.start(Context())(Job("000000", structure, tmp_path))
