@@ -57,7 +57,7 @@ class _Settings:
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path(),
     template: Annotated[
-        str, typer.Option(help="demo, pretrain or finetune.", show_default=True)
+        str, typer.Option(help="demo, pretrain, finetune or concurrent.", show_default=True)
     ] = "pretrain",
 ) -> None:
     """Write an annotated pipeline.yaml to start from."""
