@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ STYLES = {
     "waiting": "dim", "running": "cyan", "succeeded": "green", "failed": "bold red",
     "interrupted": "yellow", "paused": "bold yellow",
 }  # fmt: skip
+LEAST_SPACE = 1024**2
+"""Bytes. With less free space than this a run that failed blames the disk."""
 MAX_ROWS = 30
 """Rows of the live table; finished steps are folded first."""
 
@@ -148,6 +151,8 @@ def failure_report(result: Result, folder: RunFolder) -> str:
         for step in paused:
             lines += ["", f"PAUSED {step.node.key}: {step.status.reason if step.status else ''}"]
         return "\n".join([*lines, "", f"when that is done: dpaflow resume {folder.root}"])
+    if full := _full_disk(failed, folder):
+        return "\n".join([*lines, full, "", f"continue with: dpaflow resume {folder.root}"])
     if result.stopped:
         lines.append("stopped; finished steps are kept, a training goes on from its checkpoint")
     elif not failed:
@@ -159,6 +164,15 @@ def failure_report(result: Result, folder: RunFolder) -> str:
         lines.append(f"\nand {len(failed) - 3} more failed: `dpaflow status {folder.root}`")
     lines += ["", f"continue with: dpaflow resume {folder.root}"]
     return "\n".join(lines)
+
+
+def _full_disk(failed: Sequence[StepState], folder: RunFolder) -> str | None:
+    """Say that the disk is full, if it is: then no step can tell why it failed."""
+    free = shutil.disk_usage(folder.root).free
+    if free < LEAST_SPACE:
+        return f"the disk is full ({free // 1024} KiB free in {folder.root}); free some space"
+    reasons = (step.status.reason for step in failed if step.status is not None)
+    return next((r.splitlines()[0] for r in reasons if r.startswith("the disk is full")), None)
 
 
 def _failed_step(step: StepState, folder: RunFolder, lines: int) -> list[str]:

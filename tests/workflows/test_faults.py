@@ -1,6 +1,7 @@
 """What a loop survives; the long version is benchmarks/faults/fault_test.py."""
 
 import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,15 @@ import pytest
 from safetensors import SafetensorError
 
 from dpa_core.errors import DataError
+from ops.base import Status
 from ops.files import means_full_disk, write_text
 from ops.labelers.ase import AseLabeler
 from ops.labelers.base import Context, Job, Structure
 from ops.run import classify
+from workflows.backends.local import Result
 from workflows.graph import Node, remaining
+from workflows.monitor import failure_report
+from workflows.run_folder import RunFolder, StepState
 
 
 def test_dflow_is_given_only_what_is_left_to_do(tmp_path):
@@ -75,3 +80,20 @@ def test_a_full_disk_is_no_verdict_on_a_structure(tmp_path):
     structure = Structure(("Cu",), np.zeros((1, 3)), np.eye(3))
     with pytest.raises(OSError, match="No space"):
         labeler.start(Context())(Job("000000", structure, tmp_path))
+
+
+def test_a_run_that_failed_on_a_full_disk_says_so(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4096))
+    folder = RunFolder(tmp_path)
+    running = StepState(Node("a", "train", {}), "interrupted", None)
+    text = failure_report(Result([running], stopped=False), folder)
+    assert "the disk is full (4 KiB free" in text
+    assert text.endswith(f"continue with: dpaflow resume {tmp_path}")
+    monkeypatch.undo()
+    reason = "the disk is full ([Errno 28] No space left on device); free some space and resume"
+    status = Status("a", "train", "failed", reason=reason)
+    failed = StepState(Node("a", "train", {}), "failed", status)
+    assert reason in failure_report(Result([failed], stopped=False), folder)
+    other = StepState(Node("a", "train", {}), "failed", status._replace(reason="a bug"))
+    assert "disk" not in failure_report(Result([other], stopped=False), folder)
