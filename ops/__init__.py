@@ -12,7 +12,8 @@
     run_test          TestInputs        RunTestConfig     errors on labelled data
     run_decide        DecideInputs      DecideConfig      go on, next stage, or end
 
-Each can be called with an `outdir` that an interrupted call has left; it goes on or starts anew.
+Each can be called again on its own `outdir`, after an interruption too: it goes on or starts anew
+(`run_collect` alone wants a new folder, since it will not remove data).
 All names, and `make_structures`, `frame_of`, `atoms_of`, are imported from `ops` on first use,
 so that importing this package stays instant. As steps of a dflow workflow: `ops.step_op`.
 """
