@@ -140,7 +140,8 @@ def pause_message(folder: Path, waiting: Sequence[str], total: int) -> str:
             f"{len(waiting)} of {total} labels must come from outside. The inputs are in",
             f"  {folder}",
             "Run them where the program is (README.txt says how), put the outputs back, then "
-            "resume; `label.give_up: true` goes on without the missing ones. Missing:",
+            "resume; with `--from` this step `--set label.labeler.give_up=true` it goes on without "
+            "the missing ones. Missing:",
             *shown,
         ]
     )
