@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 # Two workers for two cores; every test runs on one thread.
 WORKERS ?= 2
 DEMO   ?= demo-run
+FAULTS ?= faults-run
 # Extra options of pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # for torch without CUDA (a tenth of the download).
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow lint format types clean
+.PHONY: help env demo test slow faults lint format types clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +36,9 @@ test: env ## run the tests (real data in ../shared or $DPAFLOW_SHARED are used i
 slow: env ## run the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
+faults: env ## kill a loop 50 times at random moments, fill its disk, compare (half an hour)
+	$(BIN)/python benchmarks/faults/fault_test.py $(FAULTS)
+
 lint: env ## ruff and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +52,4 @@ types: env ## mypy
 	$(BIN)/mypy
 
 clean: ## remove what make has made, .venv included
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(FAULTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,16 +1,20 @@
 """What a loop survives; the long version is benchmarks/faults/fault_test.py."""
 
 import errno
+import importlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from dpa_core.errors import DataError
 from ops.base import Status
-from ops.files import means_full_disk, write_text
+from ops.files import means_full_disk, write_json, write_text
 from ops.labelers.ase import AseLabeler
 from ops.labelers.base import Context, Job, Structure
 from ops.run import classify
@@ -97,3 +101,73 @@ def test_a_run_that_failed_on_a_full_disk_says_so(tmp_path, monkeypatch):
     assert reason in failure_report(Result([failed], stopped=False), folder)
     other = StepState(Node("a", "train", {}), "failed", status._replace(reason="a bug"))
     assert "disk" not in failure_report(Result([other], stopped=False), folder)
+
+
+def mounted(tmp_path, script):
+    """Run a shell script in a namespace where tmp_path/disk is a disk of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, "true"], check=False).returncode
+    ):
+        pytest.skip("no mount namespaces here")
+    mount = f"mount -t tmpfs -o size=1m tmpfs {disk} && "
+    return subprocess.run(
+        [*unshare, "sh", "-c", mount + script],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def test_a_disk_that_is_full_before_the_start(tmp_path, root):
+    done = mounted(
+        tmp_path,
+        f"cp {root}/benchmarks/faults/loop.yaml . && touch hot.extxyz; cat /dev/zero > disk/zeros; "
+        f"PYTHONPATH={root}/benchmarks/faults {sys.executable} -m workflows.cli run loop.yaml "
+        "--out disk/run",
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "No space left on device" in said
+    assert said.endswith("free some space, then give the same command again")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def compare(monkeypatch, root):
+    monkeypatch.syspath_prepend(root / "benchmarks" / "faults")
+    return importlib.import_module("compare")
+
+
+def test_the_comparison_sees_every_difference(tmp_path, compare):
+    def make(run: Path, energy: float, weight: float, seconds: float) -> dict[str, str]:
+        label, train = run / "labels" / "labels" / "a1", run / "steps" / "iter-000000-train-m0"
+        for folder in (label, train, run / "labels" / "labels" / ".new-half"):
+            folder.mkdir(parents=True)
+        np.savez(label / "label.npz", energy=energy)
+        save_file({"w": np.array([weight])}, train / "model.safetensors", {"when": str(seconds)})
+        write_json(train / "labels.json", {"tasks": [{"id": "a1", "seconds": seconds}]})
+        return compare.results(run)
+
+    first = make(tmp_path / "0", 1.0, 2.0, 3.0)
+    assert len(first) == 3
+    assert not list(compare.differences(first, make(tmp_path / "1", 1.0, 2.0, 4.0)))
+    assert list(compare.differences(first, make(tmp_path / "2", 1.5, 2.0, 3.0))) == [
+        "different: label a1"
+    ]
+    other = compare.differences(first, make(tmp_path / "3", 1.0, 2.5, 3.0))
+    assert list(other) == ["different: steps/iter-000000-train-m0/model.safetensors"]
+    (tmp_path / "1/labels/labels/a1/label.npz").unlink()
+    assert list(compare.differences(first, compare.results(tmp_path / "1"))) == [
+        "missing: label a1"
+    ]
+
+
+@pytest.mark.slow
+def test_a_loop_survives_kills_and_a_full_disk(tmp_path, root):
+    script = root / "benchmarks" / "faults" / "fault_test.py"
+    command = [sys.executable, script, tmp_path / "out", "--kills", "6", "--fillings", "2"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

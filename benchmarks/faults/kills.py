@@ -1,0 +1,188 @@
+"""Run a loop and kill -9 what it consists of at random moments, until it is through."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import psutil
+from compare import labels
+
+HANG = 300.0
+"""Seconds after which a run that was hit must have ended."""
+SHORTEST, LONGEST = 2.0, 60.0
+"""Bounds, in seconds, of the longest time between a start and a kill."""
+Launch = Callable[[list[str], IO[str]], subprocess.Popen[str]]
+
+
+class Kill(NamedTuple):
+    """One kill.
+
+    Attributes
+    ----------
+    victim
+        main, master, worker, step (dflow's script of a step), child (the step's function), all.
+    steps
+        Steps that were at work.
+    after
+        Seconds from the start of `dpaflow` to the kill.
+    ended
+        Seconds from the kill to the end of `dpaflow`.
+    waited
+        Whether the next start waited for everything that was left.
+    done
+        Steps that had succeeded.
+    labels
+        Labels in the store.
+    """
+
+    victim: str
+    steps: list[str]
+    after: float
+    ended: float
+    waited: bool
+    done: int
+    labels: int
+
+
+class Killer:
+    """Starts, kills and resumes one run.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    launch
+        Starts `dpaflow` with the given arguments and output.
+    first
+        Arguments of the first start; later ones resume.
+    log
+        Receives what dpaflow says.
+    rng
+        Draws moments and victims.
+    """
+
+    def __init__(
+        self, run: Path, launch: Launch, first: list[str], log: Path, rng: random.Random
+    ) -> None:
+        self.run, self.launch, self.first, self.log, self.rng = run, launch, first, log, rng
+        self.kills: list[Kill] = []
+        self.problems: list[str] = []
+        self.known: dict[str, str] = {}
+        self.upper = 12.0
+
+    def go(self, count: int, steps: int) -> None:
+        """Kill `count` times while a loop of `steps` steps goes on, then let it finish."""
+        while len(self.kills) < count:
+            process, left = self._start(), []
+            delay = self.rng.uniform(0.5, self.upper)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(delay)
+            if process.poll() is None:
+                left = self._kill(process, delay)
+            elif process.returncode == 0:
+                break
+            else:
+                self.problems.append(f"ended with {process.returncode} before any kill")
+            if self.kills and self.kills[-1].waited:
+                psutil.wait_procs(left, timeout=HANG)
+            self._check_labels()
+            self._pace(count, steps)
+        self._finish()
+
+    def _start(self) -> subprocess.Popen[str]:
+        arguments = (
+            ["resume", str(self.run)] if (self.run / "pipeline.yaml").exists() else self.first
+        )
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write(f"=== after {len(self.kills)} kills: dpaflow {arguments[0]}\n")
+            stream.flush()
+            return self.launch(arguments, stream)
+
+    def _kill(self, process: subprocess.Popen[str], delay: float) -> list[psutil.Process]:
+        """Kill one victim (or all) and wait for the end of the main process; return the rest."""
+        main = psutil.Process(process.pid)
+        everyone = tree(main)
+        victim = self.rng.choice([*everyone, "all"])
+        chosen = [self.rng.choice(everyone[victim])] if victim != "all" else flat(everyone)
+        steps, done = at_work(self.run)
+        begin = time.monotonic()
+        for target in chosen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                target.kill()
+        try:
+            code = process.wait(HANG)
+        except subprocess.TimeoutExpired:
+            self.problems.append(f"hangs for {HANG:.0f} s after {victim} was killed in {steps}")
+            process.kill()
+            code = process.wait()
+        if code == 0 and victim != "main":
+            return []  # it had just ended, or the victim had: no kill
+        kill = Kill(victim, steps, round(delay, 2), round(time.monotonic() - begin, 2),
+                    self.rng.random() < 0.5, done, len(labels(self.run)))  # fmt: skip
+        self.kills.append(kill)
+        with self.log.with_suffix(".jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(kill._asdict()) + "\n")
+        return flat(everyone)
+
+    def _check_labels(self) -> None:
+        now = labels(self.run)
+        for name, value in self.known.items():
+            if now.get(name) != value:
+                self.problems.append(f"label {name} was lost or changed")
+        self.known = now
+
+    def _pace(self, count: int, steps: int) -> None:
+        """Keep the share of steps done at the share of kills done."""
+        ahead = at_work(self.run)[1] / steps > len(self.kills) / count
+        self.upper = min(LONGEST, max(SHORTEST, self.upper * (0.8 if ahead else 1.25)))
+
+    def _finish(self) -> None:
+        process = self._start()
+        code = process.wait()
+        if code != 0:
+            self.problems.append(f"the last start ended with {code}")
+        self._check_labels()
+        if "Traceback" in self.log.read_text(encoding="utf-8"):
+            self.problems.append(f"a traceback was shown, see {self.log}")
+
+
+def tree(main: psutil.Process) -> dict[str, list[psutil.Process]]:
+    """Return the processes of a run by what they are."""
+    found: dict[str, list[psutil.Process]] = {"main": [main]}
+    for process in main.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if "ops.run" in command:
+                kind = "child"
+            elif "workflows.backends.master" in command:
+                kind = "master" if process.ppid() == main.pid else "worker"
+            elif command and command[-1].endswith("/script"):
+                kind = "step"
+            else:
+                continue
+            found.setdefault(kind, []).append(process)
+    return found
+
+
+def flat(everyone: dict[str, list[psutil.Process]]) -> list[psutil.Process]:
+    return [process for group in everyone.values() for process in group]
+
+
+def at_work(run: Path) -> tuple[list[str], int]:
+    """Return the steps whose process is alive, and how many have succeeded."""
+    states = list(_states(run))
+    busy = [s["key"] for s in states if s["state"] == "running" and psutil.pid_exists(s["pid"])]
+    return busy, sum(s["state"] == "succeeded" for s in states)
+
+
+def _states(run: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted((run / "steps").glob("*/status.json")):
+        with contextlib.suppress(FileNotFoundError):
+            yield json.loads(path.read_text(encoding="utf-8"))
