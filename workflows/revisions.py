@@ -24,7 +24,7 @@ from workflows.concurrent_learning import Progress, decide_key
 from workflows.graph import Node, check, fingerprints
 from workflows.pipeline import plan
 from workflows.run_folder import RunFolder
-from workflows.schema import Pipeline, dump_pipeline
+from workflows.schema import Pipeline, dump_pipeline, place_paths
 from workflows.schema_checks import find_mistakes
 from workflows.schema_loop import STAGE_BLOCKS, ConcurrentLearning
 
@@ -38,6 +38,8 @@ class Revision(Config):
     """Key of the first step it holds for, or the beginning of several keys."""
     changes: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Dotted path -> value."""
+    folder: str = "."
+    """Where relative paths among the values start."""
 
 
 def read_revisions(folder: RunFolder) -> list[Revision]:
@@ -71,7 +73,8 @@ def parse_revision(start: str, settings: Sequence[str]) -> Revision:
             changes[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting}: {value!r} is not a YAML value") from error
-    return Revision.model_validate({"from": start.strip("/").replace("/", "-"), "set": changes})
+    begin = start.strip("/").replace("/", "-")
+    return Revision.model_validate({"from": begin, "set": changes, "folder": str(Path.cwd())})
 
 
 def current_plan(
@@ -136,6 +139,13 @@ def revised_plan(
     return nodes
 
 
+def revised_pipeline(pipeline: Pipeline, revisions: Sequence[Revision]) -> Pipeline:
+    """Return the pipeline with all changes, as its newest steps see it."""
+    for revision in revisions:
+        pipeline = apply_changes(pipeline, revision)
+    return pipeline
+
+
 def _matches(node: Node, start: str) -> bool:
     return node.key == start or node.key.startswith(f"{start}-")
 
@@ -178,7 +188,7 @@ def apply_changes(pipeline: Pipeline, revision: Revision) -> Pipeline:
                 _put(stage, path, value, source)
         else:
             _put(data, path, value, source)
-    changed = parse_config(Pipeline, data, source)
+    changed = place_paths(parse_config(Pipeline, data, source), Path(revision.folder))
     if mistakes := list(find_mistakes(changed)):
         raise ConfigError("\n  ".join([f"{source}:", *mistakes]))
     return changed

@@ -16,10 +16,11 @@ from workflows.revisions import (
     current_plan,
     read_revisions,
     require_start,
+    revised_pipeline,
     write_revisions,
 )
 from workflows.run_folder import RunFolder, StepState
-from workflows.schema import Pipeline, dump_pipeline
+from workflows.schema import Pipeline, dump_pipeline, inline_templates
 
 MODELS = "models"
 """Folder at the head of a run that receives the final models of a loop."""
@@ -48,7 +49,8 @@ class Outcome(NamedTuple):
 def start(pipeline: Pipeline, source: Path, folder: RunFolder) -> None:
     """Make `folder` the place of a run; what an earlier run finished there may be used again."""
     with local.locked(folder):
-        text = f"# resolved from {source.resolve()}\n{dump_pipeline(pipeline)}"
+        resolved = dump_pipeline(inline_templates(pipeline))
+        text = f"# resolved from {source.resolve()}\n{resolved}"
         write_text(folder.pipeline, text)
         write_revisions(folder, [])
 
@@ -96,9 +98,10 @@ def drive(
     """
     with local.locked(folder):
         revisions = read_revisions(folder)
+        execution = revised_pipeline(pipeline, revisions).execution
         nodes, progress = current_plan(pipeline, revisions, folder)
         while True:
-            result = local.run_locked(nodes, pipeline.execution, folder, watch)
+            result = local.run_locked(nodes, execution, folder, watch)
             finished(folder)
             after, progress = current_plan(pipeline, revisions, folder)
             grown = {node.key for node in after} != {node.key for node in nodes}

@@ -205,7 +205,7 @@ def load_pipeline(path: Path, environment: Mapping[str, str] | None = None) -> P
     if mistakes:
         raise _error(source, mistakes)
     # not resolve(): a linked file belongs to the folder where its link is
-    pipeline = _absolute(parse_config(Pipeline, data, source), path.absolute().parent)
+    pipeline = place_paths(parse_config(Pipeline, data, source), path.absolute().parent)
     mistakes = list(find_mistakes(pipeline))
     if mistakes:
         raise _error(source, mistakes)
@@ -245,7 +245,7 @@ def _expand(value: Any, place: str, environment: Mapping[str, str], mistakes: li
     return VARIABLE.sub(replace, value)
 
 
-def _absolute(pipeline: Pipeline, folder: Path) -> Pipeline:
+def place_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
     """Return the pipeline with every path absolute."""
 
     def place(path: str | Path) -> str:
@@ -291,6 +291,16 @@ def _place_loop(
         stages.append(stage)
     update = {"structures": structures, "label": label, "stages": tuple(stages)}
     return loop.model_copy(update=update)
+
+
+def inline_templates(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with the labeler's templates as text: a run keeps what it began with."""
+    loop = pipeline.concurrent_learning
+    if loop is None:
+        return pipeline
+    label = loop.label.model_copy(update={"labeler": loop.label.labeler.inlined()})
+    changed = loop.model_copy(update={"label": label})
+    return pipeline.model_copy(update={"concurrent_learning": changed})
 
 
 def dump_pipeline(pipeline: Pipeline) -> str:

@@ -10,7 +10,7 @@ from dpa_core.errors import ConfigError
 from ops.base import OPS as ALL_OPS
 from ops.base import REQUEST, STATUS, load_reference
 from tests.workflows.helpers import write_model
-from workflows import graph, revisions
+from workflows import graph, revisions, runner
 from workflows.concurrent_learning import Progress
 from workflows.pipeline import plan
 from workflows.revisions import apply_changes, current_plan, parse_revision, revised_plan
@@ -42,6 +42,11 @@ LOOP = {
     "label": {"labeler": {"type": "ase", "calculator": "emt"}, "group_size": 4},
     "test": ["hold"],
 }  # fmt: skip
+
+
+CP2K_TEMPLATE = (
+    Path(__file__).parents[2] / "examples/concurrent_learning/cp2k/input.inp"
+).read_text()
 
 
 @pytest.fixture
@@ -272,3 +277,27 @@ def test_the_example_is_what_it_says(monkeypatch, tmp_path):
     root = Path(__file__).parents[2]
     pipeline = load_pipeline(root / "examples/concurrent_learning/emt.yaml")
     assert pipeline.concurrent_learning.compare.random == (1, 2, 3)
+
+
+def test_a_run_keeps_its_templates_and_finds_changed_ones(load, tmp_path, monkeypatch):
+    """What is in the run's pipeline.yaml does not change when the user edits a template."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.inp").write_text(f"! {name}\n" + CP2K_TEMPLATE)
+    label = {"labeler": {"type": "cp2k", "template": "one.inp"}}
+    pipeline, folder = load(label=label), RunFolder(tmp_path / "run")
+    runner.start(pipeline, tmp_path / "loop.yaml", folder)
+    before = graph.fingerprints(plan(load_pipeline(folder.pipeline, {})))
+    assert before == graph.fingerprints(plan(pipeline))
+    (tmp_path / "one.inp").write_text("! edited\n" + CP2K_TEMPLATE)
+    assert before == graph.fingerprints(plan(load_pipeline(folder.pipeline, {})))
+    monkeypatch.chdir(tmp_path)
+    revision = parse_revision("iter-000000-prepare", ["label.labeler.template=two.inp"])
+    monkeypatch.chdir("/")
+    nodes = by_key(revised_plan(load_pipeline(folder.pipeline, {}), [revision], Progress()))
+    assert nodes["iter-000000-prepare"].config["labeler"]["template"].startswith("! two")
+    assert nodes["init-prepare"].config["labeler"]["template"].startswith("! one")
+
+
+def test_execution_can_be_changed(load):
+    revision = parse_revision("iter-000000-select", ["execution.parallel=3"])
+    assert revisions.revised_pipeline(load(), [revision]).execution.parallel == 3
