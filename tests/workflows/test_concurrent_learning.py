@@ -11,10 +11,11 @@ from ops.base import OPS as ALL_OPS
 from ops.base import REQUEST, STATUS, load_reference
 from tests.workflows.helpers import write_model
 from workflows import graph, revisions, runner
+from workflows.backends import local
 from workflows.concurrent_learning import Progress
 from workflows.pipeline import plan
 from workflows.revisions import apply_changes, current_plan, parse_revision, revised_plan
-from workflows.run_folder import RunFolder
+from workflows.run_folder import RunFolder, StepState
 from workflows.schema import dump_pipeline, load_pipeline
 
 TRAIN = {
@@ -301,3 +302,20 @@ def test_a_run_keeps_its_templates_and_finds_changed_ones(load, tmp_path, monkey
 def test_execution_can_be_changed(load):
     revision = parse_revision("iter-000000-select", ["execution.parallel=3"])
     assert revisions.revised_pipeline(load(), [revision]).execution.parallel == 3
+
+
+def test_a_run_that_is_stopped_between_iterations_stops(load, tmp_path, monkeypatch):
+    """Ctrl-C while the last step of an iteration ends must not begin the next one."""
+    pipeline, folder = load(), RunFolder(tmp_path / "run")
+    batches = []
+
+    def run_locked(nodes, *_):
+        batches.append(len(nodes))
+        finish(folder, nodes, "iter-000000-decide", {"go": True})
+        states = [StepState(node, "succeeded", None) for node in nodes]
+        return local.Result(states, stopped=True)
+
+    monkeypatch.setattr(local, "run_locked", run_locked)
+    outcome = runner.drive(pipeline, folder, lambda _: None)
+    assert len(batches) == 1
+    assert not outcome.result.succeeded

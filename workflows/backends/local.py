@@ -53,8 +53,8 @@ class Result(NamedTuple):
 
     @property
     def succeeded(self) -> bool:
-        """True if every step did."""
-        return all(step.state == "succeeded" for step in self.states)
+        """True if every step did, and nobody wanted it to end before more are planned."""
+        return not self.stopped and all(step.state == "succeeded" for step in self.states)
 
     @property
     def paused(self) -> bool:
