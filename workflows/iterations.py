@@ -68,7 +68,10 @@ def iteration_rows(folder: RunFolder, states: Sequence[StepState]) -> list[Row]:
 
 
 def _statuses(folder: RunFolder, states: Sequence[StepState]) -> dict[int, dict[str, Status]]:
-    """Status of every step that has begun, by iteration; what is not in the plan is read too."""
+    """Status of every step that has begun, by iteration.
+
+    What the plan lacks is read too, but not of iterations after its last: those were taken back.
+    """
     found: dict[int, dict[str, Status]] = {}
     known = {step.node.key for step in states}
     for step in states:
@@ -78,9 +81,17 @@ def _statuses(folder: RunFolder, states: Sequence[StepState]) -> dict[int, dict[
             found.setdefault(where[0], {})[step.node.key] = step.status._replace(state=state)
     for path in sorted(folder.steps.glob("iter-*")):
         where = place(path.name)
-        if where and path.name not in known and (status := read_status(path)):
+        if not where or where[0] > _last_planned(states) or path.name in known:
+            continue
+        if status := read_status(path):
             found.setdefault(where[0], {})[path.name] = status
     return found
+
+
+def _last_planned(states: Sequence[StepState]) -> float:
+    """Return the last iteration of the plan; infinity if it has none."""
+    iterations = [where[0] for step in states if (where := place(step.node.key))]
+    return max(iterations, default=float("inf"))
 
 
 def _step(folder: RunFolder, iteration: int, name: str) -> Path:
@@ -312,7 +323,7 @@ def publish_pages(folder: RunFolder) -> Path | None:
     sources = {
         where[0]: path
         for path in sorted(folder.steps.glob(f"iter-*-report/{PAGE}"))
-        if (where := place(path.parent.name))
+        if (where := place(path.parent.name)) and where[0] <= _last_planned(states)
     }
     names = {number: f"iter-{number:06d}.html" for number in sources}
     for number, path in sources.items():

@@ -191,3 +191,18 @@ def test_no_pages_before_the_first_iteration(tmp_path):
     folder.steps.mkdir()
     plan(folder, ["init"])
     assert iterations.publish_pages(folder) is None
+
+
+def test_iterations_that_were_taken_back_are_gone(run):
+    """After `--from iter-000000/...` the folders of later iterations may still be there."""
+    page = run.steps / "iter-000001-report/iteration.html"
+    page.parent.mkdir()
+    page.write_text("<body><!--pages--></body>")
+    keys = [path.name for path in run.steps.iterdir() if path.name.startswith("iter-000000")]
+    nodes = [Node(key, "train", {})._asdict() for key in keys]
+    prints = dict.fromkeys(keys, "")
+    write_json(run.plan, {"nodes": nodes, "execution": {}, "fingerprints": prints})
+    rows = iterations.iteration_rows(run, read_states(run, live=False))
+    assert [row["iteration"] for row in rows] == [0]
+    iterations.publish_pages(run)
+    assert [path.name for path in (run.root / "report").iterdir()] == ["index.html"]
