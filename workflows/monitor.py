@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ops.base import LOG, log_tail
-from workflows.backends.local import Result
+from workflows.backends.local import LOG_MARK, Result
 from workflows.run_folder import RunFolder, StepState
 
 if TYPE_CHECKING:
@@ -187,4 +187,5 @@ def _failed_step(step: StepState, folder: RunFolder, lines: int) -> list[str]:
 def _last_lines(folder: RunFolder) -> list[str]:
     if not folder.log.exists():
         return []
-    return folder.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+    text = folder.log.read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(LOG_MARK)[2].strip().splitlines()[-12:]

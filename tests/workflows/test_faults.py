@@ -18,7 +18,7 @@ from ops.files import means_full_disk, write_json, write_text
 from ops.labelers.ase import AseLabeler
 from ops.labelers.base import Context, Job, Structure
 from ops.run import classify
-from workflows.backends.local import Result
+from workflows.backends.local import LOG_MARK, Result
 from workflows.graph import Node, remaining
 from workflows.monitor import failure_report
 from workflows.run_folder import RunFolder, StepState
@@ -133,6 +133,16 @@ def test_a_disk_that_is_full_before_the_start(tmp_path, root):
     assert "No space left on device" in said
     assert said.endswith("free some space, then give the same command again")
     assert "Traceback" not in done.stderr
+
+
+def test_only_what_dflow_said_this_time_is_quoted(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.dflow.mkdir()
+    folder.log.write_text(f"{LOG_MARK}\nold trouble\n{LOG_MARK}\nnew trouble\n")
+    waiting = StepState(Node("a", "train", {}), "waiting", None)
+    text = failure_report(Result([waiting], stopped=False), folder)
+    assert "  | new trouble" in text
+    assert "old trouble" not in text
 
 
 @pytest.fixture

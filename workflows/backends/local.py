@@ -43,6 +43,8 @@ from workflows.run_folder import (
 from workflows.schema import Execution
 
 POLL = 0.25
+LOG_MARK = "--- start of dflow"
+"""Line in dflow's log before what a new process adds."""
 
 
 class Result(NamedTuple):
@@ -219,6 +221,8 @@ def _supervise(
 ) -> Result:
     command = [sys.executable, "-P", "-m", "workflows.backends.master"]
     with folder.log.open("ab") as log:
+        log.write(f"{LOG_MARK}\n".encode())
+        log.flush()
         master = subprocess.Popen(
             [*command, str(folder.root), str(os.getpid())],
             stdin=subprocess.DEVNULL,
