@@ -16,8 +16,10 @@ from compare import labels
 
 HANG = 300.0
 """Seconds after which a run that was hit must have ended."""
-SHORTEST, LONGEST = 2.0, 60.0
-"""Bounds, in seconds, of the longest time between a start and a kill."""
+SHORTEST, LONGEST = 1.0, 60.0
+"""Bounds, in seconds, of the longest delay of a kill."""
+EARLY = 0.2
+"""Share of the kills whose delay counts from the start, not from the first step at work."""
 Launch = Callable[[list[str], IO[str]], subprocess.Popen[str]]
 
 
@@ -75,17 +77,16 @@ class Killer:
         self.kills: list[Kill] = []
         self.problems: list[str] = []
         self.known: dict[str, str] = {}
-        self.upper = 12.0
+        self.upper = 6.0
 
     def go(self, count: int, steps: int) -> None:
         """Kill `count` times while a loop of `steps` steps goes on, then let it finish."""
         while len(self.kills) < count:
             process, left = self._start(), []
-            delay = self.rng.uniform(0.5, self.upper)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(delay)
+            begin = time.monotonic()
+            self._wait(process)
             if process.poll() is None:
-                left = self._kill(process, delay)
+                left = self._kill(process, time.monotonic() - begin)
             elif process.returncode == 0:
                 break
             else:
@@ -104,6 +105,16 @@ class Killer:
             stream.write(f"=== after {len(self.kills)} kills: dpaflow {arguments[0]}\n")
             stream.flush()
             return self.launch(arguments, stream)
+
+    def _wait(self, process: subprocess.Popen[str]) -> None:
+        """Wait for a random moment: after the start, more often after the start of a step."""
+        patience = 0.0 if self.rng.random() < EARLY else HANG
+        delay = self.rng.uniform(0.2, self.upper)
+        limit = time.monotonic() + patience
+        while process.poll() is None and time.monotonic() < limit and not at_work(self.run)[0]:
+            time.sleep(0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
 
     def _kill(self, process: subprocess.Popen[str], delay: float) -> list[psutil.Process]:
         """Kill one victim (or all) and wait for the end of the main process; return the rest."""
