@@ -315,6 +315,7 @@ def _summary(job: _Job, trajectory: Trajectory, type_map: Sequence[str]) -> dict
     from dpa_core.data import formula
 
     task, devi = job.task, trajectory.deviation.max_devi_f
+    devi = devi[np.isfinite(devi)]  # a pool may hold frames that no model can judge
     symbols = _symbols(task)
     return {
         "version": 1,

@@ -463,6 +463,19 @@ def test_pool_groups_by_composition_and_hides_labels(models, tmp_path):
     assert contents(tmp_path / "s1") == contents(tmp_path / "s1b")
 
 
+def test_pool_with_a_frame_that_no_model_can_judge(models, tmp_path):
+    good, bad = (make_frame([0, 0, 1], seed=k) for k in (1, 2))
+    bad.coord[1] = bad.coord[0]
+    data = {"pool": write([good, bad], tmp_path / "data")}
+    settings = parse_config(
+        ExploreConfig, {"stages": [{"explorer": {"type": "pool", "data": "pool"}}]}, "test"
+    )
+    (entry,) = run_explore(ExploreInputs(models, data), settings, tmp_path / "out")["trajectories"]
+    _, devi = read_model_devi(tmp_path / "out" / "trajectories" / "000000" / "model_devi.out")
+    assert np.isfinite(devi.max_devi_f).tolist() == [True, False]
+    assert entry["max_devi_f"] == pytest.approx(devi.max_devi_f[0], rel=1e-5)
+
+
 def test_what_cannot_be_explored_is_said(models, tmp_path):
     inputs = ExploreInputs(models)
     lattice = {"type": "generate", "lattice": "fcc", "element": "Cu"}
