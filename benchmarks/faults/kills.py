@@ -160,8 +160,10 @@ class Killer:
         if code != 0:
             self.problems.append(f"the last start ended with {code}")
         self._check_labels()
-        if "Traceback" in self.log.read_text(encoding="utf-8"):
-            self.problems.append(f"a traceback was shown, see {self.log}")
+        # of dflow, whose log is quoted with bars, it may: somebody killed its processes
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        if any(line.startswith("Traceback") for line in lines):
+            self.problems.append(f"dpaflow ended with a traceback, see {self.log}")
 
 
 def tree(main: psutil.Process) -> dict[str, list[psutil.Process]]:
