@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from ops.decide import DECISION, NEW, PREVIOUS
 from ops.labelers import PoolLabeler
 from ops.structures import DataSource, FileSource
+from workflows.compare import MODEL, compare_nodes
 from workflows.graph import Node, slug
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from workflows.schema import Pipeline
     from workflows.schema_loop import ConcurrentLearning
 
-MODEL = "model.safetensors"
 TEST_CONFIG = {"refit": False, "plots": False}
 Phase = Literal["first", "later", "final"]
 
@@ -100,14 +100,14 @@ class Loop:
         explores = [self._explore(prefix, k, part, models, before)
                     for part in range(self.settings.explore_tasks)]  # fmt: skip
         explored = [f"{node.key}:" for node in explores]
-        stages = [_dump(stage.select) for stage in self.settings.stages]
+        stages = [dump(stage.select) for stage in self.settings.stages]
         select = Node(
             f"{prefix}-select",
             "select",
-            {"stages": stages, **self._common(k)},
-            {"explored": explored, "models": models, "labelled": self._data(k), **before},
+            {"stages": stages, **self.common(k)},
+            {"explored": explored, "models": models, "labelled": self.data(k), **before},
         )
-        labels = self._label(prefix, select.key, self.settings.groups)
+        labels = self.label(prefix, select.key, self.settings.groups)
         test = self._test(prefix, k, models)
         groups = [f"{node.key}:" for node in labels if node.op == "label"]
         decide = self._decide(prefix, k, explored, groups, before)
@@ -121,15 +121,15 @@ class Loop:
         make = Node(
             "init-structures",
             "structures",
-            {"sources": self._sources(names), "names": list(names), **self._common(None)},
+            {"sources": self._sources(names), "names": list(names), **self.common(None)},
             {"data": self._structure_data(names)},
             self._structure_files(names),
         )
         count = sum(self.settings.structures[name].count or 0 for name in names)
         groups = math.ceil(count / self.settings.label.group_size)
-        return [make, *self._label("init", make.key, groups, allow_empty=False)]
+        return [make, *self.label("init", make.key, groups, allow_empty=False)]
 
-    def _common(self, iteration: int | None) -> dict[str, Any]:
+    def common(self, iteration: int | None) -> dict[str, Any]:
         """Return the settings that several OPs share."""
         common: dict[str, Any] = {"seed": self.pipeline.seed}
         if iteration is not None:
@@ -138,13 +138,14 @@ class Loop:
             common["type_map"] = list(self.pipeline.type_map)
         return common
 
-    def _data(self, k: int) -> list[str]:
+    def data(self, k: int) -> list[str]:
         """Folders of all frames labelled before iteration k."""
         data = [f"collect-{slug(name)}:train" for name in self.settings.init.data]
         data += ["init-collect:train"] if self.settings.init.structures else []
         return data + [f"iter-{i:06d}-collect:train" for i in range(k)]
 
-    def _valid(self) -> list[str]:
+    def valid(self) -> list[str]:
+        """Folders of the frames that trainings are validated on."""
         names = [n for n in self.settings.init.data if self.pipeline.data[n].split.valid]
         return [f"collect-{slug(name)}:valid" for name in names]
 
@@ -153,10 +154,10 @@ class Loop:
         train = self.settings.train
         # far apart, so that two pipelines with neighbouring seeds share no model
         seed = 100_000 * self.pipeline.seed + 100 * k + m
-        inputs: dict[str, Any] = {"train": self._data(k)}
-        if valid := self._valid():
+        inputs: dict[str, Any] = {"train": self.data(k)}
+        if valid := self.valid():
             inputs["valid"] = valid
-        config = self._train_config(train.settings(phase).run_config(), seed)
+        config = self.train_config(train.settings(phase).run_config(), seed)
         origin, files = self.start, self.start_files
         bias, new_fitting = train.bias, train.new_fitting
         if phase != "first":
@@ -172,15 +173,20 @@ class Loop:
         if origin is not None:
             inputs["pretrained"] = origin
             config["finetune"] = {"bias": bias, "new_fitting": new_fitting}
-        if train.replay is not None:
-            inputs["replay"] = [f"collect-{slug(name)}:train" for name in train.replay.data]
-            config |= {"replay": train.replay.fraction, "draw_seed": self.pipeline.seed}
+        self._replay(config, inputs)
         return Node(f"{prefix}-train-m{m}", "train", config, inputs, files)
 
-    def _train_config(self, config: dict[str, Any], seed: int) -> dict[str, Any]:
+    def _replay(self, config: dict[str, Any], inputs: dict[str, Any]) -> None:
+        """Add the old frames that every training mixes in."""
+        if (replay := self.settings.train.replay) is not None:
+            inputs["replay"] = [f"collect-{slug(name)}:train" for name in replay.data]
+            config |= {"replay": replay.fraction, "draw_seed": self.pipeline.seed}
+
+    def train_config(self, config: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Return a training's settings with seed and model."""
         config["training"] = {**config["training"], "seed": seed}
         name = self.settings.model or next(iter(self.pipeline.models))
-        config["model"] = self.pipeline.models[name].model_dump(mode="json", exclude_unset=True)
+        config["model"] = self.pipeline.models[name].modeldump(mode="json", exclude_unset=True)
         if self.settings.committee.kind == "heads":
             config["model"]["heads"] = self.settings.committee.size
         return config
@@ -193,11 +199,11 @@ class Loop:
         config = {
             "sources": self._sources(names),
             "stages": [
-                {"structures": list(s.structures), "explorer": _dump(s.explore)} for s in stages
+                {"structures": list(s.structures), "explorer": dump(s.explore)} for s in stages
             ],
             "part": part,
             "parts": self.settings.explore_tasks,
-            **self._common(k),
+            **self.common(k),
         }
         data = self._structure_data(names)
         for stage in stages:
@@ -208,7 +214,7 @@ class Loop:
         return Node(f"{prefix}-explore-p{part}", "explore", config, inputs, files)
 
     def _sources(self, names: Sequence[str]) -> dict[str, Any]:
-        return {name: _dump(self.settings.structures[name]) for name in names}
+        return {name: dump(self.settings.structures[name]) for name in names}
 
     def _structure_data(self, names: Sequence[str]) -> dict[str, str]:
         sources = [self.settings.structures[name] for name in names]
@@ -221,12 +227,12 @@ class Loop:
     def _pool(self, name: str) -> str:
         return f"collect-{slug(name)}:train"
 
-    def _label(
+    def label(
         self, prefix: str, source: str, groups: int, *, allow_empty: bool = True
     ) -> list[Node]:
         """Prepare, label in groups, collect what is labelled."""
         label = self.settings.label
-        labeler = _dump(label.labeler.inlined())
+        labeler = dump(label.labeler.inlined())
         data: dict[str, str] = {}
         if isinstance(label.labeler, PoolLabeler):
             data[label.labeler.data] = self._pool(label.labeler.data)
@@ -248,7 +254,7 @@ class Loop:
         paths = {f"group-{g}": f"{node.key}:labelled" for g, node in enumerate(steps)}
         config: dict[str, Any] = {
             "sources": [{"path": path, "label": name} for name, path in paths.items()],
-            "filters": _dump(label.filters),
+            "filters": dump(label.filters),
             "allow_empty": True,
             "min_train": 0 if allow_empty else 1,
         }
@@ -284,7 +290,7 @@ class Loop:
         stages = [
             {
                 "name": settings.stage_name(number),
-                "converge": _dump(stage.converge),
+                "converge": dump(stage.converge),
                 "max_iterations": stage.max_iterations,
                 "at_max": stage.at_max,
             }
@@ -319,59 +325,21 @@ class Loop:
         return Node(f"{prefix}-report", "report_iteration", config, inputs)
 
     def _final(self, progress: Progress) -> list[Node]:
-        """Train on everything, and measure: first against final, selected against random."""
+        """Train on everything; test the first and the final models and those to compare with."""
         n = progress.iterations
         trains = [self._train("final", n, m, "final") for m in self.members]
         nodes = list(trains)
         models = {f"start-m{m}": f"iter-000000-train-m{m}:{MODEL}" for m in self.members}
         models |= {f"final-m{m}": f"{node.key}:{MODEL}" for m, node in enumerate(trains)}
-        for seed in self.settings.compare.random if progress.labelled else ():
-            nodes += self._random(seed, progress)
-            models[f"random-s{seed:03d}"] = f"{nodes[-1].key}:{MODEL}"
+        for name, steps in compare_nodes(self, progress).items():
+            nodes += steps
+            models[name] = f"{steps[-1].key}:{MODEL}"
         if data := self._tests():
             config = self.pipeline.test_config()
             nodes.append(Node("final-test", "test", config, {"models": models, "data": data}))
         return nodes
 
-    def _random(self, seed: int, progress: Progress) -> list[Node]:
-        """One model trained as long on as many labels, drawn from all that was explored."""
-        prefix = f"compare-random-s{seed:03d}"
-        n = progress.iterations
-        explored = [f"iter-{k:06d}-explore-p{part}:"
-                    for k in range(n) for part in range(self.settings.explore_tasks)]  # fmt: skip
-        filters = _dump(self.settings.stages[0].select).get("filters", {})
-        drawn = {"method": "random", "max_candidates": progress.labelled, "filters": filters}
-        select = Node(
-            f"{prefix}-select",
-            "select",
-            {"stages": [drawn], **self._common(n), "seed": seed},
-            {"explored": explored, "models": [f"iter-{n - 1:06d}-train-m0:{MODEL}"]},
-        )
-        groups = math.ceil(progress.labelled / self.settings.label.group_size)
-        labels = self._label(prefix, select.key, groups)
-        config = self._train_config(self._long_run(n), seed)
-        inputs: dict[str, Any] = {"train": [*self._data(0), f"{prefix}-collect:train"]}
-        if valid := self._valid():
-            inputs["valid"] = valid
-        files: tuple[str, ...] = ()
-        if self.start is not None:
-            inputs["pretrained"], files = self.start, self.start_files
-            config["finetune"] = self.settings.train.start()
-        return [select, *labels, Node(f"{prefix}-train", "train", config, inputs, files)]
 
-    def _long_run(self, n: int) -> dict[str, Any]:
-        """Return the settings of one run as long as all those that led to the final model."""
-        train = self.settings.train
-        if train.strategy != "last":
-            return train.settings("final").run_config()
-        config = train.settings("first").run_config()
-        phases: list[Phase] = ["first", *["later"] * (n - 1), "final"]  # type: ignore[list-item]
-        steps = [train.settings(phase).training.numb_steps for phase in phases]
-        known = [s for s in steps if s is not None]
-        if len(known) == len(steps):
-            config["training"]["numb_steps"] = sum(known)
-        return config
-
-
-def _dump(block: BaseModel) -> dict[str, Any]:
-    return block.model_dump(mode="json", exclude_unset=True)
+def dump(block: BaseModel) -> dict[str, Any]:
+    """Return what a block sets, as plain JSON."""
+    return block.modeldump(mode="json", exclude_unset=True)

@@ -319,3 +319,34 @@ def test_a_run_that_is_stopped_between_iterations_stops(load, tmp_path, monkeypa
     outcome = runner.drive(pipeline, folder, lambda _: None)
     assert len(batches) == 1
     assert not outcome.result.succeeded
+
+
+def compared(load, train, **changes):
+    """Training of the comparison with random selection after three iterations, and the final."""
+    pretrain = {"from": {"small": "pretrained.safetensors"}}
+    changes = {"_pretrain": pretrain, "start": "pretrained", "compare": {"random": [5]}, **changes}
+    nodes = by_key(plan(load(train=train, **changes), Progress(3, finished=True, labelled=9)))
+    return nodes["compare-random-s005-train"], nodes["final-train-m0"], nodes
+
+
+def test_random_selection_gets_the_same_old_frames_and_none_twice(load):
+    random, final, nodes = compared(load, TRAIN | {"replay": {"data": ["old"], "fraction": 0.3}})
+    assert random.inputs["replay"] == final.inputs["replay"] == ["collect-old:train"]
+    assert random.config["replay"] == final.config["replay"] == 0.3
+    # frames that have labels from the start would be fewer new ones
+    assert nodes["compare-random-s005-select"].inputs["labelled"] == [
+        "collect-old:train", "init-collect:train",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["scratch", "last", "pretrained"])
+def test_random_selection_starts_from_what_the_final_model_descends_from(load, strategy):
+    random, final, _ = compared(load, TRAIN | {"strategy": strategy})
+    assert ("pretrained" in random.inputs) is (strategy != "scratch")
+    assert ("pretrained" in final.inputs) is (strategy != "scratch")
+
+
+def test_random_selection_trains_as_many_epochs(load):
+    epochs = {"training": {"numb_epoch": 10}, "later": {"training": {"numb_epoch": 4}}}
+    random, *_ = compared(load, TRAIN | epochs)
+    assert random.config["training"]["numb_epoch"] == 10 + 3 * 4
