@@ -80,7 +80,10 @@ def _choose_new(
 ) -> Choice:
     if labelled is not None:
         present = np.flatnonzero(frames.counts().any(axis=0))
-        shared = np.flatnonzero(labelled.counts()[:, present].any(axis=1))
+        counts = labelled.counts()
+        # elements that the models do not know stand behind the candidates' type map
+        foreign = counts[:, len(frames.type_map) :].any(axis=1)
+        shared = np.flatnonzero(counts[:, present].any(axis=1) & ~foreign)
         some = thin(labelled.natoms, rng.permutation(shared), LABELLED_ATOMS)
         labelled = labelled.subset(np.sort(some)) if len(some) else None
     space = fit_space([frames] if labelled is None else [frames, labelled], describe)

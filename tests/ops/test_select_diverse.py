@@ -304,6 +304,22 @@ def test_an_element_that_is_new_comes_first(tmp_path: Path, model: Path) -> None
     assert (first["frame"], first["novelty"]) == (4, None)
 
 
+def test_labelled_frames_with_unknown_elements_are_no_obstacle(
+    tmp_path: Path, model: Path
+) -> None:
+    folder = make_explored(tmp_path / "x", {"000000": ([bulk(seed=1)], deviations([0.1]))})
+    gold = bulk(seed=2)
+    gold.atype[0] = 2
+    write_mixed([gold._replace(energy=0.0)], (*TYPES, "Au"), tmp_path / "old")
+    write_mixed([bulk(seed=1)._replace(energy=0.0)], TYPES, tmp_path / "older")
+    config = SelectConfig.model_validate({"stages": [{"lo": 0.05, "hi": 0.2}]})
+    found = [
+        run_select(SelectInputs([folder], [model], labelled), config, tmp_path / "out")["selected"]
+        for labelled in ([tmp_path / "old"], [tmp_path / "old", tmp_path / "older"])
+    ]
+    assert found == [1, 0]
+
+
 def test_a_choice_of_nothing() -> None:
     env = toy(0, 3)
     coverage = Coverage(env)
