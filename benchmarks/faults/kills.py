@@ -122,7 +122,7 @@ class Killer:
         everyone = tree(main)
         victim = self.rng.choice([*everyone, "all"])
         chosen = [self.rng.choice(everyone[victim])] if victim != "all" else flat(everyone)
-        steps, done = at_work(self.run)
+        steps, done = started(everyone), at_work(self.run)[1]
         begin = time.monotonic()
         for target in chosen:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -186,6 +186,15 @@ def tree(main: psutil.Process) -> dict[str, list[psutil.Process]]:
 
 def flat(everyone: dict[str, list[psutil.Process]]) -> list[psutil.Process]:
     return [process for group in everyone.values() for process in group]
+
+
+def started(everyone: dict[str, list[psutil.Process]]) -> list[str]:
+    """Return the steps that have a process, whether or not they have said so yet."""
+    keys = []
+    for process in everyone.get("step", []):
+        with contextlib.suppress(psutil.Error):
+            keys.append(Path(process.cmdline()[-1]).parent.name)
+    return sorted(keys)
 
 
 def at_work(run: Path) -> tuple[list[str], int]:
