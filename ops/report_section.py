@@ -23,6 +23,7 @@ RIVAL_DATA = re.compile(r"compare-.+-collect$")
 COMPARED = (
     (re.compile(r"start-(m\d+)$"), "starting model", "iter-000000-train-{}"),
     (re.compile(r"final-(m\d+)$"), "concurrent learning", "final-train-{}"),
+    (re.compile(r"selected-(s\d+)$"), "selected by the loop", "compare-selected-{}-train"),
     (re.compile(r"random-(s\d+)$"), "random selection", "compare-random-{}-train"),
 )
 """Name of a model in the test results, its row in tables, the step that trained it."""

@@ -173,10 +173,10 @@ class Loop:
         if origin is not None:
             inputs["pretrained"] = origin
             config["finetune"] = {"bias": bias, "new_fitting": new_fitting}
-        self._replay(config, inputs)
+        self.replay(config, inputs)
         return Node(f"{prefix}-train-m{m}", "train", config, inputs, files)
 
-    def _replay(self, config: dict[str, Any], inputs: dict[str, Any]) -> None:
+    def replay(self, config: dict[str, Any], inputs: dict[str, Any]) -> None:
         """Add the old frames that every training mixes in."""
         if (replay := self.settings.train.replay) is not None:
             inputs["replay"] = [f"collect-{slug(name)}:train" for name in replay.data]
@@ -186,7 +186,7 @@ class Loop:
         """Return a training's settings with seed and model."""
         config["training"] = {**config["training"], "seed": seed}
         name = self.settings.model or next(iter(self.pipeline.models))
-        config["model"] = self.pipeline.models[name].modeldump(mode="json", exclude_unset=True)
+        config["model"] = self.pipeline.models[name].model_dump(mode="json", exclude_unset=True)
         if self.settings.committee.kind == "heads":
             config["model"]["heads"] = self.settings.committee.size
         return config
@@ -342,4 +342,4 @@ class Loop:
 
 def dump(block: BaseModel) -> dict[str, Any]:
     """Return what a block sets, as plain JSON."""
-    return block.modeldump(mode="json", exclude_unset=True)
+    return block.model_dump(mode="json", exclude_unset=True)

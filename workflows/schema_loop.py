@@ -6,7 +6,6 @@ init -> [train committee -> explore -> select -> label -> collect -> test -> dec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -19,7 +18,7 @@ from ops.filters import Filters
 from ops.labelers import Labeler
 from ops.select import SelectSettings
 from ops.structures import StructureSource
-from workflows.schema_runs import FinetuneRun, RunSettings
+from workflows.schema_runs import FinetuneRun, RunSettings, merge
 
 STAGE_BLOCKS = ("explore", "select", "converge")
 
@@ -126,7 +125,10 @@ class Compare(Config):
     """What the finished loop is measured against."""
 
     random: tuple[NonNegativeInt, ...] = ()
-    """Seeds of models trained on as many labels, drawn at random from all explored frames."""
+    """Seeds: for each, a model trained on all labels of the loop and one on as many frames
+    drawn at random from everything that was explored, otherwise alike."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Settings of these trainings, merged over those of the loop's first one."""
 
 
 class ConcurrentLearning(Config):
@@ -187,21 +189,3 @@ class ConcurrentLearning(Config):
     def stage_name(self, number: int) -> str:
         """Return the name of a stage."""
         return self.stages[number].name or f"stage-{number}"
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested dictionary over another.
-
-    A block whose `type` changes, or that gives the length of a run in the other unit, is not
-    mixed with the old one: its keys would not belong together.
-    """
-    if "type" in over and over["type"] != base.get("type"):
-        return dict(over)
-    merged = dict(base)
-    for pair in (("numb_steps", "numb_epoch"), ("numb_epoch", "numb_steps")):
-        if pair[0] in over:
-            merged.pop(pair[1], None)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged

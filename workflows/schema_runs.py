@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import PositiveInt
@@ -41,3 +42,21 @@ class FinetuneRun(RunSettings):
     def start(self) -> dict[str, Any]:
         """Return the finetune block of the training OP."""
         return {"bias": self.bias, "new_fitting": self.new_fitting}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested dictionary over another.
+
+    A block whose `type` changes, or that gives the length of a run in the other unit, is not
+    mixed with the old one: its keys would not belong together.
+    """
+    if "type" in over and over["type"] != base.get("type"):
+        return dict(over)
+    merged = dict(base)
+    for pair in (("numb_steps", "numb_epoch"), ("numb_epoch", "numb_steps")):
+        if pair[0] in over:
+            merged.pop(pair[1], None)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -1,6 +1,7 @@
 """The graph of concurrent learning, its settings, and changes of settings on the way."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,11 +149,9 @@ def test_the_end(load):
     nodes = by_key(plan(pipeline, Progress(3, finished=True, labelled=9)))
     assert len(nodes["final-train-m0"].inputs["train"]) == 5
     assert nodes["compare-random-s005-select"].config["stages"][0]["max_candidates"] == 9
-    # as long as 100 + 40 + 40 + 40 steps of the loop
-    assert nodes["compare-random-s005-train"].config["training"]["numb_steps"] == 220
     models = set(nodes["final-test"].inputs["models"])
     assert models == {f"{k}-m{m}" for k in ("start", "final") for m in range(3)} | {
-        "random-s005", "random-s006"
+        f"{kind}-s{seed:03d}" for kind in ("random", "selected") for seed in (5, 6)
     }  # fmt: skip
     assert not any(
         k.startswith("compare") for k in by_key(plan(pipeline, Progress(1, finished=True)))
@@ -346,7 +345,37 @@ def test_random_selection_starts_from_what_the_final_model_descends_from(load, s
     assert ("pretrained" in final.inputs) is (strategy != "scratch")
 
 
-def test_random_selection_trains_as_many_epochs(load):
-    epochs = {"training": {"numb_epoch": 10}, "later": {"training": {"numb_epoch": 4}}}
-    random, *_ = compared(load, TRAIN | epochs)
-    assert random.config["training"]["numb_epoch"] == 10 + 3 * 4
+def test_selected_and_random_frames_are_compared_alike(load):
+    compare = {"random": [5], "train": {"training": {"numb_epoch": 10}}}
+    random, _, nodes = compared(load, TRAIN, compare=compare)
+    selected = nodes["compare-selected-s005-train"]
+    assert random.config == selected.config
+    assert random.config["training"]["numb_epoch"] == 10
+    data = {node.key: node.inputs.pop("train") for node in (random, selected)}
+    assert random.inputs == selected.inputs
+    assert data == {
+        random.key: [
+            "collect-old:train",
+            "init-collect:train",
+            "compare-random-s005-collect:train",
+        ],
+        selected.key: nodes["final-train-m0"].inputs["train"],
+    }
+
+
+def test_the_commands_of_a_verdict_work(load, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    decision = {
+        "verdict": "max_iterations", "message": "m", "rows": [{"iteration": 0, "labelled": 2}],
+        "advice": "Raise max_iterations and stages.1.max_iterations to go on.",
+    }  # fmt: skip
+    told = runner.verdict(decision, folder)
+    found = re.search(r"--from (\S+) (--set .*)", told)
+    settings = [item.strip().replace("=N", "=9") for item in found[2].split("--set")[1:]]
+    assert settings == ["max_iterations=9", "stages.1.max_iterations=9"]
+    changed = apply_changes(load(), parse_revision(found[1], settings)).concurrent_learning
+    assert (changed.max_iterations, changed.stages[1].max_iterations) == (9, 9)
+    keys = {node.key for node in plan(load())}
+    steps = re.search("is for: (.*)", told)[1].replace(" or ", ", ").split(", ")
+    for step in steps:
+        assert any(key.startswith(f"iter-000000-{step}") for key in keys)
