@@ -74,8 +74,12 @@ class AseLabeler(RetryingLabeler):
             warnings.simplefilter("ignore")
             calculator = self.make()
             try:
-                energy = float(calculator.get_property("energy", atoms))
+                energy = calculator.get_property("energy", atoms)
                 force = np.array(calculator.get_property("forces", atoms), dtype=np.float64)
+                # with smeared occupations "energy" is extrapolated to 0 K: its derivative is
+                # not the force, that of "free_energy" is
+                consistent = getattr(calculator, "results", {}).get("free_energy")
+                energy = float(energy if consistent is None else consistent)
                 virial = None
                 if structure.box is not None and _has_stress(calculator):
                     stress = calculator.get_property("stress", atoms)

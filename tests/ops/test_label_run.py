@@ -126,6 +126,26 @@ def test_emt_labels_are_derivatives_of_the_energy(tmp_path: Path) -> None:
             assert found.virial[i, j] == pytest.approx(-(ends[0] - ends[1]) / (2 * h), abs=1e-5)
 
 
+class Smeared(EMT):
+    """As a code with smeared occupations: "energy" is not what the forces belong to."""
+
+    def calculate(self, *args: Any, **keywords: Any) -> None:
+        super().calculate(*args, **keywords)
+        self.results["free_energy"] = self.results["energy"]
+        self.results["energy"] += 0.5
+
+
+def test_the_energy_is_the_one_that_the_forces_belong_to(tmp_path: Path) -> None:
+    selected = select([alloy(0)], tmp_path / "sel")
+    energies = []
+    for number, name in enumerate(("emt", f"{__name__}:Smeared")):
+        labeler = {"type": "ase", "calculator": name}
+        prepared = prepare(labeler, selected, tmp_path / f"p{number}")
+        label(labeler, prepared, tmp_path / f"l{number}")
+        energies.append(open_dataset(tmp_path / f"l{number}" / "labelled")[0].energy)
+    assert energies[0] == pytest.approx(energies[1], abs=1e-12)
+
+
 def test_groups_share_the_tasks_and_the_store(tmp_path: Path) -> None:
     frames = [alloy(k) for k in range(3)]
     selected = select([*frames, frames[0]], tmp_path / "sel")
