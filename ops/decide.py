@@ -184,15 +184,16 @@ def judge(rows: Sequence[Row], config: DecideConfig, select: Mapping[str, Any]) 
     open_points = "; ".join(unmet(row, stage.converge)) or "criteria hold, not yet long enough"
     if not row["met"] and (advice := dead_end(same, stage.converge, select)):
         return Verdict("stuck", f"stage {stage.name}: {open_points}.", number, advice)
-    if len(rows) >= config.max_iterations:
+    left = len(same) >= stage.max_iterations
+    follows = stage.at_max == "next" and number + 1 < len(config.stages)
+    limits = ["max_iterations"] * (len(rows) >= config.max_iterations)
+    limits += [f"stages.{number}.max_iterations"] * (left and not follows)
+    if limits:
         return Verdict("max_iterations", f"stage {stage.name}: {open_points}.", number,
-                       "Raise max_iterations and resume to go on.")  # fmt: skip
-    if len(same) >= stage.max_iterations:
-        if stage.at_max == "next" and number + 1 < len(config.stages):
-            return Verdict("continue", f"stage {stage.name} left unconverged: {open_points}.",
-                           number + 1)  # fmt: skip
-        return Verdict("max_iterations", f"stage {stage.name}: {open_points}.", number,
-                       "Raise the stage's max_iterations and resume to go on.")  # fmt: skip
+                       f"Raise {' and '.join(limits)} to go on.")  # fmt: skip
+    if left:
+        return Verdict("continue", f"stage {stage.name} left unconverged: {open_points}.",
+                       number + 1)  # fmt: skip
     return Verdict("continue", f"stage {stage.name}: {open_points}.", number)
 
 

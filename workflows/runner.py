@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,11 +155,15 @@ def verdict(decision: dict[str, Any], folder: RunFolder) -> str:
     ]
     if decision["advice"]:
         lines.append(decision["advice"])
-    if decision["verdict"] != "converged":
-        step = f"iter-{rows[-1]['iteration']:06d}"
+    command = f"dpaflow resume {folder.root} --from iter-{rows[-1]['iteration']:06d}"
+    if decision["verdict"] == "max_iterations":
+        keys = re.findall(r"\S*max_iterations", decision["advice"]) or ["max_iterations"]
         lines.append(
-            f"go on with changed settings: dpaflow resume {folder.root} --from {step}/select "
-            "--set KEY=VALUE (for more iterations: --from "
-            f"{step}/decide --set max_iterations=N)"
+            f"for more iterations: {command}/decide{' --set {}=N' * len(keys)}".format(*keys)
+        )
+    if decision["verdict"] != "converged":
+        lines.append(
+            f"go on with changed settings: {command}/STEP --set KEY=VALUE, where STEP is the "
+            "first one that the setting is for: train, explore, select, prepare or decide"
         )
     return "\n".join(lines)

@@ -78,6 +78,18 @@ def test_limits():
     assert judge([row(), row()], config(max_iterations=2), {}).verdict == "max_iterations"
 
 
+def test_the_advice_names_every_limit_that_was_reached():
+    stages = ({"name": "a"}, {"name": "b", "max_iterations": 1})
+    rows = [row(), row(stage=1)]
+    advice = judge(rows, config(*stages), {}).advice
+    assert advice == "Raise stages.1.max_iterations to go on."
+    advice = judge(rows, config(*stages, max_iterations=2), {}).advice
+    assert advice == "Raise max_iterations and stages.1.max_iterations to go on."
+    skipping = {"name": "a", "max_iterations": 1, "at_max": "next"}
+    advice = judge([row()], config(skipping, {"name": "b"}, max_iterations=1), {}).advice
+    assert advice == "Raise max_iterations to go on."
+
+
 @pytest.mark.parametrize(
     ("changes", "select", "advice"),
     [
