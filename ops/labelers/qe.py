@@ -26,6 +26,8 @@ BY_SPECIES = re.compile(
     r"(starting_magnetization|starting_charge|hubbard_\w+|angle[12]|london_(?:c6|rvdw))\((\d+)\)"
 )
 """Keys of &SYSTEM numbered by species; here in the order of `pseudos`."""
+SEVERAL = re.compile(r"\w+\([^)]*,[^)]*\)")
+"""Keys of &SYSTEM numbered by more than the species, e.g. Hubbard_J(1,2)."""
 
 
 class QeLabeler(CommandLabeler):
@@ -84,6 +86,15 @@ class QeLabeler(CommandLabeler):
                 found.append(f"template: {name} = .true. is needed, found {control.get(name)}")
         if "system" not in namelists or "ecutwfc" not in namelists["system"]:
             found.append("template: &SYSTEM with ecutwfc is needed")
+        for key in namelists.get("system", {}):
+            numbered = BY_SPECIES.fullmatch(key)
+            if numbered and not 1 <= int(numbered[2]) <= len(self.pseudos):
+                found.append(
+                    f"template: {key}: numbers count in the order of pseudos, which has "
+                    f"{len(self.pseudos)} elements"
+                )
+            if SEVERAL.fullmatch(key):
+                found.append(f"template: {key} cannot be renumbered for each structure; remove it")
         if ("K_POINTS" in cards) == (self.kspacing is not None):
             found.append("give k-points once: the card K_POINTS of the template, or kspacing")
         for element in self.pseudos:

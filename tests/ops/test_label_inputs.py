@@ -204,6 +204,9 @@ BAD = [
     ("abacus", {"pseudos": {"Nb": "Nb.upf"}}, "Nb.upf does not exist"),
     ("qe", {"template": QE.replace("tprnfor = .true.", "")}, "tprnfor = .true. is needed"),
     ("qe", {"kspacing": 0.3}, "give k-points once"),
+    ("qe", {"template": QE.replace("ization(3)", "ization(4)")}, "pseudos, which has 3 elements"),
+    ("qe", {"template": QE.replace("ization(3)", "ization(0)")}, "pseudos, which has 3 elements"),
+    ("qe", {"template": QE.replace("nspin", "Hubbard_J(2,1)")}, "hubbard_j(2,1) cannot be"),
     ("qe", {"retry": {"template": QE.replace("'scf'", "'relax'")}}, "retry: template"),
 ]  # fmt: skip
 
