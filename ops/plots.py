@@ -253,6 +253,7 @@ def efficiency_figure(
         ax.set(xscale="log", xlabel="training frames", ylabel=LABELS[key])
         log_axis(ax)
         ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.set_xticks([], minor=True)
         ax.tick_params(axis="x", which="minor", bottom=False)
         ax.set_title(title)
     _legend_right(axes)
