@@ -47,7 +47,7 @@ class LammpsExplorer(MDSettings):
     command: str | None = None
     """What runs LAMMPS, as "lmp" or "mpirun -n 4 lmp_mpi"; `-in in.lammps` is appended."""
     model_files: tuple[str, ...] = ()
-    """Models in DeePMD-kit's format (.pth, .pb, .pt2), the first drives."""
+    """Two or more models in DeePMD-kit's format (.pth, .pb, .pt2), the first drives."""
     write_only: bool = False
     """Write the inputs and pause the pipeline; resume it when the runs are done."""
 
@@ -64,12 +64,17 @@ def check_lammps(config: LammpsExplorer) -> None:
     Raises
     ------
     ConfigError
-        No models, missing model files, no command, or the program is not found.
+        No models or one alone, missing model files, no command, or the program is not found.
     """
     if not config.model_files:
         raise ConfigError(
             "explorer lammps: model_files is empty, and LAMMPS cannot read dpaflow's own model "
             "files; name models frozen by DeePMD-kit (dp freeze), or use explorer type: ase"
+        )
+    if len(config.model_files) < 2:
+        raise ConfigError(
+            "explorer lammps: model_files names one model, and DeePMD-kit's pair style writes a "
+            "deviation only for two or more; name all members of the committee"
         )
     for name in config.model_files:
         if not Path(name).expanduser().exists():

@@ -134,7 +134,8 @@ def test_what_is_missing_is_said_at_the_start(tmp_path):
         assert not (tmp_path / "out" / "lammps").exists()
 
     refused("model_files is empty", model_files=[])
-    refused("none.pth does not exist", model_files=["none.pth"])
+    refused("only for two or more", model_files=["none.pth"])
+    refused("none.pth does not exist", model_files=[str(tmp_path / "m0.pth"), "none.pth"])
     refused("command is not set")
     refused("'no-such-lmp' of command is not found", command="no-such-lmp -sf omp")
 
