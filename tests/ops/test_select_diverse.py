@@ -304,9 +304,7 @@ def test_an_element_that_is_new_comes_first(tmp_path: Path, model: Path) -> None
     assert (first["frame"], first["novelty"]) == (4, None)
 
 
-def test_labelled_frames_with_unknown_elements_are_no_obstacle(
-    tmp_path: Path, model: Path
-) -> None:
+def test_labelled_frames_with_unknown_elements_are_no_obstacle(tmp_path: Path, model: Path) -> None:
     folder = make_explored(tmp_path / "x", {"000000": ([bulk(seed=1)], deviations([0.1]))})
     gold = bulk(seed=2)
     gold.atype[0] = 2
