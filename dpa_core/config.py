@@ -35,10 +35,14 @@ def check_activation(name: str) -> None:
 
 
 class Config(pydantic.BaseModel):
-    """Base of every configuration block: frozen, and an unknown key is an error."""
+    """Base of every configuration block: frozen; unknown keys, inf and nan are errors."""
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 

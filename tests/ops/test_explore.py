@@ -488,6 +488,8 @@ def test_what_cannot_be_explored_is_said(models, tmp_path):
         config(structures=["nothing"])
     with pytest.raises(ConfigError, match="need ensemble: npt"):
         config({"pressures": [1.0]})
+    with pytest.raises(ConfigError, match=r"pressures.0: input should be a finite number"):
+        config({"ensemble": "npt", "pressures": [float("nan")]})
     with pytest.raises(ConfigError, match=r"part \(2\) must be below parts \(2\)"):
         config(part=2, parts=2)
     with pytest.raises(ConfigError, match="no model files"):
