@@ -12,6 +12,8 @@ from ops.files import read_json, write_text
 from workflows.backends import local
 from workflows.backends.local import Result
 from workflows.concurrent_learning import Progress, decide_key
+from workflows.graph import Node
+from workflows.pipeline import MODEL
 from workflows.revisions import (
     Revision,
     current_plan,
@@ -110,7 +112,7 @@ def drive(
                 break
             nodes = after
         if result.succeeded and progress.finished:
-            _publish_models(folder)
+            _publish_models(folder, nodes)
         return Outcome(result, _last_decision(folder, progress))
 
 
@@ -123,17 +125,21 @@ def _last_decision(folder: RunFolder, progress: Progress) -> dict[str, Any] | No
     return None
 
 
-def _publish_models(folder: RunFolder) -> None:
-    """Copy the final models to the head of the run's folder."""
+def _publish_models(folder: RunFolder, nodes: Sequence[Node]) -> None:
+    """Copy the final models to the head of the run's folder; those of a larger committee go."""
     import shutil
 
     target = folder.root / MODELS
     target.mkdir(exist_ok=True)
-    for path in sorted(folder.steps.glob("final-train-m*/model.safetensors")):
-        name = path.parent.name.removeprefix("final-train-")
+    keys = [node.key for node in nodes if node.key.startswith("final-train-m")]
+    names = {f"{key.removeprefix('final-train-')}.safetensors": key for key in keys}
+    for name, key in names.items():
         part = target / f".{name}.part"
-        shutil.copyfile(path, part)
-        part.replace(target / f"{name}.safetensors")
+        shutil.copyfile(folder.steps / key / MODEL, part)
+        part.replace(target / name)
+    for path in target.glob("m*.safetensors"):
+        if path.name not in names:
+            path.unlink()
 
 
 def publish(folder: RunFolder) -> None:
