@@ -186,10 +186,9 @@ def status(
     folder = RunFolder(run.resolve())
     live = is_running(folder)
     states = iterations.show_status(folder, Console(), every=every)
-    done = all(step.state == "succeeded" for step in states)
     if live:
         typer.echo("running")
-    elif not done:
+    elif not iterations.is_done(states):
         typer.echo(f"not running; continue with: dpaflow resume {run}")
 
 

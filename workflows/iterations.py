@@ -67,6 +67,13 @@ def iteration_rows(folder: RunFolder, states: Sequence[StepState]) -> list[Row]:
     return [{**row, "times": _times(statuses.get(row["iteration"], {}))} for row in rows]
 
 
+def is_done(states: Sequence[StepState]) -> bool:
+    """Return whether nothing is left to do: a loop's last plan ends with the report."""
+    keys = [step.node.key for step in states]
+    going_on = any(map(place, keys)) and "report" not in keys
+    return not going_on and all(step.state == "succeeded" for step in states)
+
+
 def _statuses(folder: RunFolder, states: Sequence[StepState]) -> dict[int, dict[str, Status]]:
     """Status of every step that has begun, by iteration.
 

@@ -206,3 +206,14 @@ def test_iterations_that_were_taken_back_are_gone(run):
     assert [row["iteration"] for row in rows] == [0]
     iterations.publish_pages(run)
     assert [path.name for path in (run.root / "report").iterdir()] == ["index.html"]
+
+
+def test_a_loop_killed_between_two_iterations_is_not_done():
+    def states(*keys):
+        return [StepState(Node(key, "train", {}), "succeeded", None) for key in keys]
+
+    assert not iterations.is_done(states("iter-000000-decide", "iter-000000-report"))
+    assert iterations.is_done(states("iter-000000-decide", "final-train-m0", "report"))
+    assert iterations.is_done(states("collect-a", "report"))
+    waiting = StepState(Node("report", "report", {}), "waiting", None)
+    assert not iterations.is_done([*states("collect-a"), waiting])
