@@ -122,6 +122,8 @@ def do_disk(out: Path, options: argparse.Namespace) -> dict[str, Any]:
         return {"problems": [], "figures": {"skipped": f"no mount namespace: {error}"}}
     environment = {**os.environ, "FAULTS_NAMESPACE": "1"}
     subprocess.run([*test[:-1], *command], env=environment, stdout=subprocess.DEVNULL, check=False)
+    if not (out / "disk.json").exists():
+        return {"problems": ["the part with the full disk broke down"], "figures": {}}
     return dict(json.loads((out / "disk.json").read_text()))
 
 

@@ -87,7 +87,7 @@ def disk_part(
         code = launch(arguments, stream).wait()
     problems += [f"with enough space it ended with {code}"] if code else []
     problems += differences(expected, results(run))
-    if problems:
+    if problems and run.exists():
         shutil.copytree(run, out / "disk-run", symlinks=True, dirs_exist_ok=True)
     figures = {"full_after_seconds": moments, "messages": said}
     return {"problems": problems, "figures": figures}

@@ -20,6 +20,8 @@ SHORTEST, LONGEST = 1.0, 60.0
 """Bounds, in seconds, of the longest delay of a kill."""
 EARLY = 0.2
 """Share of the kills whose delay counts from the start, not from the first step at work."""
+PATIENCE = 5
+"""Problems after which going on is pointless."""
 Launch = Callable[[list[str], IO[str]], subprocess.Popen[str]]
 
 
@@ -90,7 +92,9 @@ class Killer:
             elif process.returncode == 0:
                 break
             else:
-                self.problems.append(f"ended with {process.returncode} before any kill")
+                self.problems.append(f"ended with {process.returncode} although nothing was killed")
+                if len(self.problems) > PATIENCE:
+                    return
             if self.kills and self.kills[-1].waited:
                 psutil.wait_procs(left, timeout=HANG)
             self._check_labels()
