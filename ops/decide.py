@@ -20,6 +20,11 @@ from ops.files import read_json, write_json
 DECISION = "decision.json"
 NEW, PREVIOUS = "new", "previous"
 """Names, in the results of an iteration's test, of the frames labelled in it and before it."""
+ENDED_EARLY = (
+    "See why trajectories ended early in explore.json: the frames before the end count, those "
+    "that would have followed do not. If the model was the reason, it does not yet hold for runs "
+    "as long as these."
+)
 PROGRESS = 0.01
 """Gain of the accurate fraction, and relative fall of the deviation, that count as progress."""
 
@@ -178,9 +183,13 @@ def judge(rows: Sequence[Row], config: DecideConfig, select: Mapping[str, Any]) 
     if all(r["met"] for r in same[-stage.converge.patience :]) and (
         len(same) >= stage.converge.patience
     ):
-        if number + 1 == len(config.stages):
-            return Verdict("converged", f"stage {stage.name}: all criteria hold.", number)
-        return Verdict("stage converged", f"stage {stage.name}: all criteria hold.", number + 1)
+        last = number + 1 == len(config.stages)
+        return Verdict(
+            "converged" if last else "stage converged",
+            f"stage {stage.name}: all criteria hold{_although(row)}.",
+            number if last else number + 1,
+            ENDED_EARLY if row["stopped"] else "",
+        )
     open_points = "; ".join(unmet(row, stage.converge)) or "criteria hold, not yet long enough"
     if not row["met"] and (advice := dead_end(same, stage.converge, select)):
         return Verdict("stuck", f"stage {stage.name}: {open_points}.", number, advice)
@@ -195,6 +204,12 @@ def judge(rows: Sequence[Row], config: DecideConfig, select: Mapping[str, Any]) 
         return Verdict("continue", f"stage {stage.name} left unconverged: {open_points}.",
                        number + 1)  # fmt: skip
     return Verdict("continue", f"stage {stage.name}: {open_points}.", number)
+
+
+def _although(row: Row) -> str:
+    """Tell what the criteria, which look at frames, do not see."""
+    number = row["stopped"]
+    return f", but {number} trajector{'ies' if number > 1 else 'y'} ended early" if number else ""
 
 
 def unmet(row: Row, converge: Converge) -> list[str]:

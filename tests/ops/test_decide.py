@@ -39,6 +39,15 @@ def test_stages_one_after_another_then_converged():
     assert (found.verdict, found.go) == ("converged", False)
 
 
+def test_trajectories_that_ended_early_are_told():
+    found = judge([row(accurate=95)], config(), {})
+    assert (found.message, found.advice) == ("stage a: all criteria hold.", "")
+    found = judge([row(accurate=95, stopped=3)], config(), {})
+    assert (found.verdict, found.go) == ("converged", False)
+    assert found.message == "stage a: all criteria hold, but 3 trajectories ended early."
+    assert "explore.json" in found.advice
+
+
 def test_every_given_criterion_counts():
     criteria = {"accurate": 0.5, "deviation": 0.1, "error": 0.2}
     stage = {"name": "a", "converge": criteria}
