@@ -177,12 +177,12 @@ def apply_changes(pipeline: Pipeline, revision: Revision) -> Pipeline:
     """
     source = f"--from {revision.start} --set"
     data = yaml.safe_load(dump_pipeline(pipeline))
+    loop = data.get("concurrent_learning")
     for key, value in revision.changes.items():
         path = key.split(".")
-        if path[0] == "concurrent_learning":
+        if loop and path[0] == "concurrent_learning" and len(path) > 1:
             path = path[1:]
-        if path[:1] and path[0] in ConcurrentLearning.model_fields:
-            loop = data.get("concurrent_learning", {})
+        if loop and path[0] in ConcurrentLearning.model_fields:
             _put(loop, path, value, source)
             for stage in loop.get("stages", []) if path[0] in STAGE_BLOCKS else ():
                 _put(stage, path, value, source)

@@ -17,7 +17,7 @@ from workflows.concurrent_learning import Progress
 from workflows.pipeline import plan
 from workflows.revisions import apply_changes, current_plan, parse_revision, revised_plan
 from workflows.run_folder import RunFolder, StepState
-from workflows.schema import dump_pipeline, load_pipeline
+from workflows.schema import Pretrain, dump_pipeline, load_pipeline
 
 TRAIN = {
     "strategy": "last",
@@ -49,6 +49,8 @@ LOOP = {
 CP2K_TEMPLATE = (
     Path(__file__).parents[2] / "examples/concurrent_learning/cp2k/input.inp"
 ).read_text()
+
+PRETRAIN = {"data": "old", "training": {"numb_steps": 1}}
 
 
 @pytest.fixture
@@ -379,3 +381,12 @@ def test_the_commands_of_a_verdict_work(load, tmp_path):
     steps = re.search("is for: (.*)", told)[1].replace(" or ", ", ").split(", ")
     for step in steps:
         assert any(key.startswith(f"iter-000000-{step}") for key in keys)
+
+
+def test_changes_of_a_pipeline_without_a_loop(load):
+    pipeline = load().model_copy(update={"concurrent_learning": None})
+    pipeline = pipeline.model_copy(update={"pretrain": Pretrain.model_validate(PRETRAIN)})
+    revision = parse_revision("pretrain-small", ["test.refit=false"])  # a loop has a `test`, too
+    assert apply_changes(pipeline, revision).test.refit is False
+    with pytest.raises(ConfigError, match="select"):
+        apply_changes(pipeline, parse_revision("pretrain-small", ["select.lo=0.1"]))
