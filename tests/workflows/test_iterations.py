@@ -146,7 +146,7 @@ def test_watch_ends_with_the_run_and_prints_lines_in_a_pod(run, monkeypatch):
     assert out.rstrip().endswith("24 steps: 23 succeeded, 1 interrupted")
 
 
-def test_a_pause_says_what_to_do():
+def test_a_pause_says_what_to_do(tmp_path):
     def state(key, name, reason):
         status = Status(key, "label", name, reason=reason, kind=name)
         return StepState(Node(key, "label", {}), name, status)
@@ -160,7 +160,7 @@ def test_a_pause_says_what_to_do():
     )
     assert "paused" in text(monitor.table([paused], folder))
     failed = state("iter-000000-label-g001", "failed", "disk full")
-    both = monitor.failure_report(Result([paused, failed], stopped=False), folder)
+    both = monitor.failure_report(Result([paused, failed], stopped=False), RunFolder(tmp_path))
     assert "FAILED iter-000000-label-g001: disk full" in both
 
 
