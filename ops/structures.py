@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,9 +99,9 @@ def run_structures(inputs: StructuresInputs, config: StructuresConfig, outdir: P
     type_map = found if config.type_map is None else config.type_map
     check_elements(made, type_map)
     selected = outdir / "selected"
-    if not selected.exists():
-        frames = [frame_of(s.atoms, type_map) for s in made]
-        write_mixed(frames, type_map, selected, source=[s.name for s in made])
+    shutil.rmtree(selected, ignore_errors=True)  # it may be of other settings
+    frames = [frame_of(s.atoms, type_map) for s in made]
+    write_mixed(frames, type_map, selected, source=[s.name for s in made])
     logger.info("%d structures of %s", len(made), ", ".join(names))
     return selected
 

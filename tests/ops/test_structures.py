@@ -180,6 +180,12 @@ def test_op_writes_unlabelled_frames(tmp_path):
     assert dataset[0].energy is None
     assert dataset[0].force is None
     assert "a-0001" in (folder / "0004" / "frames.csv").read_text()
+    first = dataset[0].coord.copy()
+    for seed, same in ((1, True), (2, False)):
+        again = run_structures(
+            StructuresInputs(), config.model_copy(update={"seed": seed}), tmp_path
+        )
+        assert np.array_equal(open_dataset(again)[0].coord, first) == same
     with pytest.raises(ConfigError, match=r"Al \(in a-0000\), Cu \(in b-0000\) not in type_map"):
         run_structures(
             StructuresInputs(), config.model_copy(update={"type_map": ("O",)}), tmp_path / "2"
