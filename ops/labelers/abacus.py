@@ -83,7 +83,9 @@ class AbacusLabeler(CommandLabeler):
                 found.append(f"input: {name} 1 is needed, found {keys.get(name, 'nothing')}")
         lcao = keys.get("basis_type", "pw").startswith("lcao")
         if lcao and set(self.orbitals) != set(self.pseudos):
-            found.append("input: basis_type lcao needs label.orbitals for every element of pseudos")
+            found.append(
+                "input: basis_type lcao needs labeler.orbitals for every element of pseudos"
+            )
         if self.kpt is not None:
             template_text(self.kpt)
         if self.kpt is not None and self.kspacing is not None:
@@ -100,7 +102,7 @@ class AbacusLabeler(CommandLabeler):
         """Write INPUT, KPT and STRU."""
         box = need_cell(structure, "ABACUS")
         if missing := sorted(set(structure.elements) - set(self.pseudos)):
-            raise ConfigError(f"label.pseudos has no pseudopotential for {missing[0]}; add it")
+            raise ConfigError(f"labeler.pseudos has no pseudopotential for {missing[0]}; add it")
         keys = input_keys(template_text(self.input)) | OWN
         keys["ntype"] = str(len(set(structure.elements)))
         keys["pseudo_dir"] = str(Path(self.pseudo_dir).expanduser().absolute())
@@ -141,12 +143,12 @@ class AbacusLabeler(CommandLabeler):
 
     def _pseudo(self, element: str) -> Path:
         if element not in self.pseudos:
-            raise ConfigError(f"label.pseudos has no pseudopotential for {element}; add it")
+            raise ConfigError(f"labeler.pseudos has no pseudopotential for {element}; add it")
         return find_file(self.pseudos[element], self.pseudo_dir, f"pseudopotential of {element}")
 
     def _orbital(self, element: str) -> Path:
         if element not in self.orbitals:
-            raise ConfigError(f"label.orbitals has no file for {element}; add it")
+            raise ConfigError(f"labeler.orbitals has no file for {element}; add it")
         folder = self.orbital_dir or self.pseudo_dir
         return find_file(self.orbitals[element], folder, f"orbital of {element}")
 

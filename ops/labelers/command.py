@@ -180,7 +180,7 @@ def run_command(command: str, folder: Path, timeout: float | None) -> None:
     """
     code = _exit_code(command, folder, timeout)
     if code in NOT_FOUND:
-        raise ConfigError(f"label.command {command!r} cannot be run{log_tail(folder)}")
+        raise ConfigError(f"labeler.command {command!r} cannot be run{log_tail(folder)}")
     if code and shutil.disk_usage(folder).free < LEAST_SPACE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if code in KILLED:

@@ -55,7 +55,7 @@ class Cp2kLabeler(CommandLabeler):
         where = "template" if "\n" in self.template else self.template
         found = [f"{where}: {line}" for line in _template_mistakes(text)]
         if (MESH in text) != (self.kspacing is not None):
-            found.append(f"{where}: {MESH} and label.kspacing belong together, one is missing")
+            found.append(f"{where}: {MESH} and labeler.kspacing belong together, one is missing")
         return found
 
     def write(self, structure: Structure, folder: Path) -> None:
@@ -66,8 +66,8 @@ class Cp2kLabeler(CommandLabeler):
         missing = sorted({e for e in structure.elements if e.upper() not in kinds})
         if missing and "DEFAULT" not in kinds:
             raise ConfigError(
-                f"label.template has no &KIND {missing[0]}, which {structure.formula()} needs; add "
-                "it with its BASIS_SET and POTENTIAL"
+                f"labeler.template has no &KIND {missing[0]}, which {structure.formula()} needs; "
+                "add it with its BASIS_SET and POTENTIAL"
             )
         if self.kspacing is not None:
             text = text.replace(MESH, " ".join(map(str, mesh(box, self.kspacing))))
@@ -166,7 +166,7 @@ def insert_structure(text: str, structure: Structure) -> str:
     found = list(sections(text))
     place = next((s for s in found if s.path == ("FORCE_EVAL", "SUBSYS")), None)
     if place is None:
-        raise ConfigError(f"label.template has neither the line {PLACE} nor FORCE_EVAL/&SUBSYS")
+        raise ConfigError(f"labeler.template has neither the line {PLACE} nor FORCE_EVAL/&SUBSYS")
     old = [s for s in found if s.path in ((*place.path, "CELL"), (*place.path, "COORD"))]
     drop = {k for s in old for k in range(s.first, s.last + 1)}
     kept = [line for k, line in enumerate(lines) if k > place.first and k not in drop]

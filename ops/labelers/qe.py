@@ -108,7 +108,7 @@ class QeLabeler(CommandLabeler):
 
         box = need_cell(structure.right_handed(), "pw.x")
         if missing := sorted(set(structure.elements) - set(self.pseudos)):
-            raise ConfigError(f"label.pseudos has no pseudopotential for {missing[0]}; add it")
+            raise ConfigError(f"labeler.pseudos has no pseudopotential for {missing[0]}; add it")
         used = [e for e in self.pseudos if e in structure.elements]
         namelists, cards = _parse(template_text(self.template))
         pseudo_dir = str(Path(self.pseudo_dir).expanduser().absolute())
@@ -147,7 +147,7 @@ class QeLabeler(CommandLabeler):
 
     def _pseudo(self, element: str) -> Path:
         if element not in self.pseudos:
-            raise ConfigError(f"label.pseudos has no pseudopotential for {element}; add it")
+            raise ConfigError(f"labeler.pseudos has no pseudopotential for {element}; add it")
         return find_file(self.pseudos[element], self.pseudo_dir, f"pseudopotential of {element}")
 
 

@@ -84,7 +84,7 @@ class VaspLabeler(CommandLabeler):
         """
         folder = self.potcars or os.environ.get(POTENTIALS)
         if not folder:
-            raise ConfigError(f"label.potcars is not set, nor is {POTENTIALS}; give the folder")
+            raise ConfigError(f"labeler.potcars is not set, nor is {POTENTIALS}; give the folder")
         name = self.potentials.get(element, element)
         return find_file(f"{name}/POTCAR", folder, f"pseudopotential of {element}")
 
@@ -156,7 +156,7 @@ class VaspLabeler(CommandLabeler):
         values, items = self.per_element[tag], []
         for element in self._elements(structure.elements):
             if element not in values:
-                raise ConfigError(f"label.per_element.{tag} has no value for {element}; add it")
+                raise ConfigError(f"labeler.per_element.{tag} has no value for {element}; add it")
             number = f"{structure.elements.count(element)}*" if tag == PER_ATOM else ""
             items.append(f"{number}{values[element]:g}")
         return f"{tag} = {' '.join(items)}"

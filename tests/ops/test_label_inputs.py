@@ -192,7 +192,7 @@ BAD = [
     ("cp2k", {"template": CP2K.replace("  STRESS_TENSOR ANALYTICAL\n", "")}, "ANALYTICAL"),
     ("cp2k", {"template": CP2K.replace("ENERGY_FORCE", "GEO_OPT")}, "found GEO_OPT"),
     ("cp2k", {"template": CP2K.replace("${LEVEL}", "LOW")}, "PRINT_LEVEL MEDIUM"),
-    ("cp2k", {"template": CP2K.replace("@MESH@", "3 3 3")}, "@MESH@ and label.kspacing"),
+    ("cp2k", {"template": CP2K.replace("@MESH@", "3 3 3")}, "@MESH@ and labeler.kspacing"),
     ("cp2k", {"template": CP2K.replace("&END PRINT", "")}, "closes &PRINT"),
     ("cp2k", {"template": "/no/such/file.inp"}, "No such file"),
     ("vasp", {"incar": INCAR + "NSW = 100\n"}, "NSW = 100"),
