@@ -112,7 +112,7 @@ def do_disk(out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run the disk part in a mount namespace of its own, where anybody may mount."""
     if os.environ.get("FAULTS_NAMESPACE"):
         before = json.loads((out / "undisturbed.json").read_text())
-        return disk_part(out, launch, before["results"], options.fillings, options.seed)
+        return disk_part(out, launch, before, options.fillings, options.seed)
     command = [sys.executable, __file__, str(out), "--part", "disk", "--seed", str(options.seed)]
     command += ["--fillings", str(options.fillings)]
     try:
