@@ -137,12 +137,7 @@ def _loop(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[str]:
     ):
         for name in names:
             yield from _known(f"{place}.{key}", name, pipeline.data, "data sets")
-    for name in set(loop.test) & set(loop.init.data):
-        if not pipeline.data[name].split.test:
-            yield (
-                f"{place}.test: {name!r} is also trained on and has no test part; set "
-                f"data.{name}.split.test, or name another data set"
-            )
+    yield from _loop_training(pipeline, loop)
     yield from _loop_structures(pipeline, loop)
     yield from _loop_labels(pipeline, loop)
     for number, stage in enumerate(loop.stages):
@@ -150,6 +145,26 @@ def _loop(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[str]:
         if pool is not None:
             yield from _known(f"{place}.stages.{number}.explore.data", pool, pipeline.data,
                               "data sets")  # fmt: skip
+
+
+def _loop_training(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[str]:
+    """Test data that are trained on, and settings that would have no effect."""
+    place = "concurrent_learning"
+    trained = {*loop.init.data, *(loop.train.replay.data if loop.train.replay else ())}
+    if isinstance(loop.label.labeler, PoolLabeler):
+        trained.add(loop.label.labeler.data)
+    for name in sorted(trained & set(loop.test) & set(pipeline.data)):
+        if not pipeline.data[name].split.test:
+            yield (
+                f"{place}.test: {name!r} is also trained on and has no test part; set "
+                f"data.{name}.split.test, or name another data set"
+            )
+    if loop.compare.random and not loop.test:
+        yield f"{place}.compare.random: there are no test data to compare on; name some in test"
+    if loop.start == "scratch" and loop.train.strategy == "pretrained":
+        yield f"{place}.train.strategy: pretrained; that needs start: pretrained"
+    if pipeline.pretrain.given and not pipeline.needs_pretrained():
+        yield f"pretrain.from: nothing starts from it; set {place}.start: pretrained, or delete it"
 
 
 def _loop_labels(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[str]:

@@ -178,6 +178,12 @@ def test_the_end(load):
         ({"structures": {**LOOP["structures"], "f": {"type": "file", "path": "no/*.vasp"}}},
          "no such file"),
         ({"start": "pretrained"}, "pretrain.data: missing"),
+        ({"test": ["odl"], "init": {"data": ["odl"]}}, "did you mean 'old'?"),
+        ({"label": {"labeler": {"type": "pool", "data": "hold"}}}, "is also trained on"),
+        ({"train": {**TRAIN, "replay": {"data": ["hold"]}}}, "is also trained on"),
+        ({"compare": {"random": [1]}, "test": []}, "no test data to compare on"),
+        ({"train": {**TRAIN, "strategy": "pretrained"}}, "needs start: pretrained"),
+        ({"_pretrain": {"from": {"small": "pretrained.safetensors"}}}, "nothing starts from it"),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_anything_runs(load, changes, message):
