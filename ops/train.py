@@ -331,9 +331,10 @@ def _draw(dataset: Dataset, count: int, seed: int, target: Path) -> Path:
 
     chosen = draw(len(dataset), count, seed)
     drawn = dataset.subset(chosen)
-    if not target.exists():  # a continued run keeps its frames
-        names = [dataset.name(k) for k in chosen]
-        write_mixed((drawn[k] for k in range(count)), dataset.type_map, target, source=names)
+    # again for a continued run: the same frames, or `train` sees that they are others
+    shutil.rmtree(target, ignore_errors=True)
+    names = [dataset.name(k) for k in chosen]
+    write_mixed((drawn[k] for k in range(count)), dataset.type_map, target, source=names)
     return target
 
 

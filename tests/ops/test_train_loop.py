@@ -8,7 +8,7 @@ import pytest
 import ops.test as testing
 from dpa_core.config import parse_config
 from dpa_core.data import open_dataset
-from dpa_core.errors import DataError
+from dpa_core.errors import ConfigError, DataError
 from dpa_core.interchange.native import load_model
 from ops.collect import CollectConfig, CollectInputs, run_collect
 from ops.train import RunTrainConfig, TrainInputs, run_train
@@ -51,6 +51,17 @@ def test_replayed_frames_are_their_share_of_all(root, tmp_path, share, count):
     assert drawn(tmp_path / "a/replay") == drawn(tmp_path / "b/replay")
     assert np.isin(drawn(tmp_path / "a/replay"), drawn(root / "old")).all()
     assert again.summary["train_frames"] == 6 + count
+
+
+def test_frames_drawn_with_other_settings_are_not_taken_for_the_same(root, tmp_path):
+    write([make_frame([2, 1], seed=k, energy=-9.0 - k) for k in range(20)], tmp_path / "old")
+    inputs = TrainInputs([root / "new"], replay=[tmp_path / "old"])
+    for _ in range(2):  # a finished run is returned as it is
+        run = run_train(inputs, settings(replay=0.5), tmp_path / "run")
+        assert run.summary["train_frames"] == 12
+    for changes in ({"replay": 0.25}, {"replay": 0.5, "draw_seed": 2}):
+        with pytest.raises(ConfigError, match="holds a run with another configuration"):
+            run_train(inputs, settings(**changes), tmp_path / "run")
 
 
 def test_replay_without_data_is_an_error(root, tmp_path):
