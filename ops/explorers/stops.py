@@ -21,8 +21,9 @@ class Stops(Config):
     """What ends a trajectory; null switches a check off."""
 
     max_devi_f: PositiveFloat | None = None
-    """eV/Å. Largest force deviation of the committee beyond which it is pointless to go on. The
-    frame that exceeds it is kept, for all other reasons it is not."""
+    """eV/Å; a plain number where the explorer's `relative` is set. Largest force deviation of the
+    committee beyond which it is pointless to go on. The frame that exceeds it is kept, for all
+    other reasons it is not."""
     min_distance: PositiveFloat | None = 0.5
     """Smallest distance of two atoms, as a fraction of the sum of their covalent radii."""
     max_temperature: PositiveFloat | None = None

@@ -21,8 +21,8 @@ class SelectSettings(Config):
     criterion: Literal["max_devi_f", "avg_devi_f", "max_devi_v", "avg_devi_v", "devi_e"] = (
         "max_devi_f"
     )
-    """Column of model_devi.out that the trust levels are for: eV/Å for forces, eV for virials
-    and energies per atom."""
+    """Column of model_devi.out that the trust levels are for: eV/Å for forces (a plain number
+    where the explorer's `relative` is set), eV for virials and energies per atom."""
     lo: NonNegativeFloat | None = None
     """Lower trust level: frames below are accurate. Left out if `adaptive` is given."""
     hi: PositiveFloat | None = None
