@@ -135,8 +135,21 @@ def revised_plan(
             for node in after[cut:]
         ]
         nodes = [*nodes[:begin], *salted]
+        _check_groups(nodes, revision)
     check(nodes)
     return nodes
+
+
+def _check_groups(nodes: Sequence[Node], revision: Revision) -> None:
+    """Raise ConfigError if what was prepared in groups would have fewer label steps than those."""
+    for node in nodes:
+        prefix = node.key.removesuffix("-prepare")
+        steps = sum(other.key.startswith(f"{prefix}-label-g") for other in nodes)
+        if node.op == "prepare" and steps < node.config["groups"]:
+            raise ConfigError(
+                f"--from {revision.start}: {node.key} has made {node.config['groups']} groups, the "
+                f"changed settings label {steps} of them; begin with --from {node.key}"
+            )
 
 
 def revised_pipeline(pipeline: Pipeline, revisions: Sequence[Revision]) -> Pipeline:

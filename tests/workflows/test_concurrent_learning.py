@@ -396,3 +396,15 @@ def test_changes_of_a_pipeline_without_a_loop(load):
     assert apply_changes(pipeline, revision).test.refit is False
     with pytest.raises(ConfigError, match="select"):
         apply_changes(pipeline, parse_revision("pretrain-small", ["select.lo=0.1"]))
+
+
+def test_no_group_of_labels_is_left_out(load):
+    """A changed group_size must not leave what was prepared before without its label step."""
+    larger = ["label.group_size=10"]  # 10 candidates were prepared as 3 groups
+    late = parse_revision("iter-000000-label", larger)
+    with pytest.raises(ConfigError, match="begin with --from iter-000000-prepare"):
+        revised_plan(load(), [late], Progress())
+    early = parse_revision("iter-000000-prepare", larger)
+    assert "iter-000000-label-g001" not in by_key(revised_plan(load(), [early], Progress()))
+    smaller = parse_revision("iter-000000-label", ["label.group_size=2"])
+    assert "iter-000000-label-g004" in by_key(revised_plan(load(), [smaller], Progress()))
