@@ -106,12 +106,17 @@ def run(
 ) -> None:
     """Run a pipeline; steps that an earlier run into the same folder finished are kept."""
     from workflows import runner
+    from workflows.revisions import read_revisions
     from workflows.run_folder import RunFolder
     from workflows.schema import load_pipeline
 
     loaded = load_pipeline(pipeline)
     folder = RunFolder((out or Path("runs") / loaded.name).resolve())
+    earlier = read_revisions(folder)
     runner.start(loaded, pipeline, folder)
+    for revision in earlier:
+        change = f"{revision.start} on ({revision.changes or 'run again'})"
+        typer.echo(f"{pipeline} holds again, without the change from {change} by `dpaflow resume`")
     _run(loaded, folder)
 
 

@@ -162,6 +162,10 @@ def test_exit_code_and_report_of_a_failed_run(call, failed_run, monkeypatch, tmp
     assert "| log of pretrain-m" in output
     monkeypatch.setattr(local, "run_locked", lambda *_: local.Result(states, stopped=True))
     assert call("run", "p.yaml", "--out", failed_run.root)[0] == 130
+    revisions.write_revisions(failed_run, [revisions.parse_revision("pretrain-m", ["seed=2"])])
+    output = call("run", "p.yaml", "--out", failed_run.root)[1]
+    assert "without the change from pretrain-m on ({'seed': 2})" in output
+    assert "without" not in call("run", "p.yaml", "--out", failed_run.root)[1]
 
 
 def test_doctor(call, tmp_path, monkeypatch):
