@@ -211,6 +211,8 @@ class Loop:
                 data[name] = self._pool(name)
         inputs = {"models": list(models), "data": data, **before}
         files = self._structure_files(names)
+        for stage in stages:  # models that another program reads
+            files += tuple(map(str, getattr(stage.explore, "model_files", ())))
         return Node(f"{prefix}-explore-p{part}", "explore", config, inputs, files)
 
     def _sources(self, names: Sequence[str]) -> dict[str, Any]:

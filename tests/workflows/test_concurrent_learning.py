@@ -408,3 +408,15 @@ def test_no_group_of_labels_is_left_out(load):
     assert "iter-000000-label-g001" not in by_key(revised_plan(load(), [early], Progress()))
     smaller = parse_revision("iter-000000-label", ["label.group_size=2"])
     assert "iter-000000-label-g004" in by_key(revised_plan(load(), [smaller], Progress()))
+
+
+def test_other_models_for_lammps_make_the_exploration_run_again(load, tmp_path):
+    for name in ("a.pb", "b.pb"):
+        (tmp_path / name).write_text("old")
+    lammps = {"type": "lammps", "steps": 20, "trj_freq": 5, "model_files": ["a.pb", "b.pb"]}
+    pipeline = load(explore=lammps)
+    before = graph.fingerprints(plan(pipeline))
+    (tmp_path / "b.pb").write_text("another one")
+    after = graph.fingerprints(plan(pipeline))
+    assert after["iter-000000-train-m0"] == before["iter-000000-train-m0"]
+    assert after["iter-000000-explore-p0"] != before["iter-000000-explore-p0"]
