@@ -47,7 +47,9 @@ class ManualLabeler(BaseLabeler):
     inputs: Program
     """Whose inputs are written and whose output is read; `command` is what the user runs."""
     give_up: bool = False
-    """Go on with the results that are there; what is missing or wrong is left out."""
+    """Go on with the results that are there; what is missing or wrong is left out. What was
+    handed out and has no result at all yet is waited for: the setting holds for later
+    iterations, too."""
 
     def check(self) -> list[str]:
         """Return the mistakes of `inputs`; its program is not needed on this machine."""
@@ -84,11 +86,19 @@ class ManualLabeler(BaseLabeler):
                     raise LabelFailed(f"{output.relative_to(folder)} is missing")
                 return self.inputs.read(job.structure, folder)
             except (LabelFailed, DataError) as error:
-                if self.give_up:
+                if self.give_up and self._answered(context.handout):
                     raise LabelFailed(str(error)) from error
                 raise Waiting(f"{job.name}: {error}") from error
 
         return label
+
+    def _answered(self, handout: Path) -> bool:
+        """Whether anything came back for what was handed out."""
+        return any(
+            self.inputs.output(folder).is_file() or (folder / SKIP).exists()
+            for folder in handout.iterdir()
+            if folder.is_dir()
+        )
 
 
 def hand_out(

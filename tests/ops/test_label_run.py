@@ -615,6 +615,9 @@ def test_manual_waits_and_goes_on(samples: Path, vasp, tmp_path: Path) -> None:
     tasks = label(labeler, prepared, tmp_path / "l")
     assert [(t["state"], t["reason"]) for t in tasks] == [
         ("labelled", ""), ("failed", "left out by the file SKIP")]  # fmt: skip
+    patient = prepare(labeler, select([one[::-1]], tmp_path / "s2", ("H", "O")), tmp_path / "p1")
+    with pytest.raises(Paused):  # given up on earlier ones, these were only just handed out
+        label(labeler | {"give_up": True}, patient, tmp_path / "l3")
     tasks = label(labeler | {"give_up": True}, prepared, tmp_path / "l1", group=1)
     assert [(t["state"], t["reason"]) for t in tasks] == [("failed", "OUTCAR is missing")]
     # the label is the same as if the program had been run here
