@@ -98,6 +98,7 @@ def do_kills(out: Path, options: argparse.Namespace) -> dict[str, Any]:
         "kills": len(killer.kills),
         "by_victim": dict(Counter(kill.victim for kill in killer.kills).most_common()),
         "by_step_at_work": dict(steps.most_common()),
+        "steps_done_at_each_kill": " ".join(str(kill.done) for kill in killer.kills),
         "seconds": round(seconds, 1),
         "seconds_to_end_after_a_kill": {
             "median": sorted(k.ended for k in killer.kills)[len(killer.kills) // 2],

@@ -16,8 +16,8 @@ from compare import labels
 
 HANG = 300.0
 """Seconds after which a run that was hit must have ended."""
-SHORTEST, LONGEST = 1.0, 60.0
-"""Bounds, in seconds, of the longest delay of a kill."""
+LATEST, SOON = 10.0, 1.5
+"""Longest delay of a kill, in seconds: usually, and where more steps are done than kills."""
 EARLY = 0.2
 """Share of the kills whose delay counts from the start, not from the first step at work."""
 PATIENCE = 5
@@ -79,14 +79,13 @@ class Killer:
         self.kills: list[Kill] = []
         self.problems: list[str] = []
         self.known: dict[str, str] = {}
-        self.upper = 6.0
 
     def go(self, count: int, steps: int) -> None:
         """Kill `count` times while a loop of `steps` steps goes on, then let it finish."""
         while len(self.kills) < count:
             process, left = self._start(), []
             begin = time.monotonic()
-            self._wait(process)
+            self._wait(process, steps * len(self.kills) // count)
             if process.poll() is None:
                 left = self._kill(process, time.monotonic() - begin)
             elif process.returncode == 0:
@@ -98,7 +97,6 @@ class Killer:
             if self.kills and self.kills[-1].waited:
                 psutil.wait_procs(left, timeout=HANG)
             self._check_labels()
-            self._pace(count, steps)
         self._finish()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -110,15 +108,21 @@ class Killer:
             stream.flush()
             return self.launch(arguments, stream)
 
-    def _wait(self, process: subprocess.Popen[str]) -> None:
-        """Wait for a random moment: after the start, more often after the start of a step."""
-        patience = 0.0 if self.rng.random() < EARLY else HANG
-        delay = self.rng.uniform(0.2, self.upper)
-        limit = time.monotonic() + patience
-        while process.poll() is None and time.monotonic() < limit and not at_work(self.run)[0]:
+    def _wait(self, process: subprocess.Popen[str], due: int) -> None:
+        """Wait for a random moment: after the start, more often after the start of a step.
+
+        `due` steps have to be done before, so that the kills are spread over the whole loop.
+        """
+        early = self.rng.random() < EARLY and at_work(self.run)[1] >= due
+        limit = time.monotonic() + (0.0 if early else HANG)
+        while process.poll() is None and time.monotonic() < limit:
+            busy, done = at_work(self.run)
+            if busy and done >= due:
+                break
             time.sleep(0.1)
+        ahead = at_work(self.run)[1] > due + 1
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(delay)
+            process.wait(self.rng.uniform(0.2, SOON if ahead else LATEST))
 
     def _kill(self, process: subprocess.Popen[str], delay: float) -> list[psutil.Process]:
         """Kill one victim (or all) and wait for the end of the main process; return the rest."""
@@ -152,11 +156,6 @@ class Killer:
             if now.get(name) != value:
                 self.problems.append(f"label {name} was lost or changed")
         self.known = now
-
-    def _pace(self, count: int, steps: int) -> None:
-        """Keep the share of steps done at the share of kills done."""
-        ahead = at_work(self.run)[1] / steps > len(self.kills) / count
-        self.upper = min(LONGEST, max(SHORTEST, self.upper * (0.8 if ahead else 1.25)))
 
     def _finish(self) -> None:
         process = self._start()
