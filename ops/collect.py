@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt
 
 from dpa_core.config import Config
 from dpa_core.errors import DataError
-from ops.files import write_json, write_text
+from ops.files import holds_frames, write_json, write_text
 from ops.filters import FILTERS, Filters, fingerprint, first_failed, reduced_formula
 from ops.split import PARTS, Split, assign
 
@@ -185,7 +185,7 @@ def _gather(
         row = _Row(label, source.path)
         rows.append(row)
         place = inputs.paths.get(label)
-        if config.allow_empty and place is not None and not any(place.iterdir()):
+        if config.allow_empty and place is not None and not holds_frames(place):
             continue
         for dataset, index, frame in _frames(place, source, row):
             row.found += 1

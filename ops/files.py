@@ -43,3 +43,9 @@ def write_json(path: Path, document: Any) -> Path:
 def read_json(path: Path) -> Any:
     """Read a JSON document."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def holds_frames(path: str | Path) -> bool:
+    """Tell whether data are to be read there: an empty folder is a data set without frames."""
+    path = Path(path)
+    return not path.is_dir() or any(path.iterdir())

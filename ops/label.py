@@ -20,7 +20,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from dpa_core.config import Config
 from dpa_core.errors import ConfigError, DataError
 from ops.base import Paused
-from ops.files import read_json, write_json
+from ops.files import holds_frames, read_json, write_json
 from ops.labelers import Labeler, check_labeler
 from ops.labelers.base import WARNING, Context, Structure, Waiting, label_id
 from ops.labelers.manual import pause_message
@@ -132,7 +132,7 @@ def prepare_labels(inputs: PrepareInputs, config: PrepareConfig, outdir: Path) -
 
 def _selected(folder: Path) -> tuple[list[tuple[Structure, str]], tuple[str, ...]]:
     """Structures, each once, with where they come from; and the type map of their data set."""
-    if not any(folder.iterdir()):
+    if not holds_frames(folder):
         return [], ()
     from dpa_core.data import open_dataset
 

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 
 from dpa_core.config import Config
 from dpa_core.errors import DataError
-from ops.files import write_json
+from ops.files import holds_frames, write_json
 from ops.filters import reduced_formula
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run_test(inputs: TestInputs, config: RunTestConfig, outdir: Path) -> dict[st
     for model_name, model_path in inputs.models.items():
         model = load_model(model_path)
         for data_name, paths in inputs.data.items():
-            paths = [path for path in paths if not path.is_dir() or any(path.iterdir())]
+            paths = [path for path in paths if holds_frames(path)]
             if not paths:
                 logger.info("%s holds no frames: not tested", data_name)
                 continue

@@ -25,7 +25,7 @@ from dpa_core.config import (
     parse_config,
 )
 from dpa_core.errors import DataError, DPAError
-from ops.files import read_json, write_json
+from ops.files import holds_frames, read_json, write_json
 from ops.split import draw
 
 if TYPE_CHECKING:
@@ -245,11 +245,7 @@ def _systems(paths: Sequence[Path], data: DataConfig | None) -> list[str]:
 
 def _filled(paths: Sequence[Path]) -> list[str]:
     """Return the paths without the folders that a step left empty: those hold no frames."""
-    return [
-        str(Path(path).resolve())
-        for path in paths
-        if not Path(path).is_dir() or any(Path(path).iterdir())
-    ]
+    return [str(Path(path).resolve()) for path in paths if holds_frames(path)]
 
 
 def _validation(training: dict[str, Any], systems: list[str]) -> dict[str, Any] | None:

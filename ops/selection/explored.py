@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpa_core.errors import DataError
-from ops.files import read_json
+from ops.files import holds_frames, read_json
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
@@ -113,7 +113,7 @@ def read_labelled(folders: Sequence[Path], type_map: Sequence[str]) -> Dataset |
     """
     from dpa_core.data import open_dataset
 
-    paths = [path for path in folders if not path.is_dir() or any(path.iterdir())]
+    paths = [path for path in folders if holds_frames(path)]
     if not paths:
         return None
     types = list(type_map)
