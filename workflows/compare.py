@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workflows.graph import Node
-from workflows.schema_runs import RunSettings, merge
 
 if TYPE_CHECKING:
     from workflows.concurrent_learning import Loop, Progress
@@ -59,16 +58,7 @@ def _random_labels(loop: Loop, prefix: str, seed: int, progress: Progress) -> li
 
 def _train(loop: Loop, prefix: str, seed: int, data: list[str]) -> Node:
     train = loop.settings.train
-    settings = train.settings("first").run_config()
-    settings = RunSettings.model_validate(merge(settings, loop.settings.compare.train)).run_config()
-    inputs: dict[str, Any] = {"train": data}
-    if valid := loop.valid():
-        inputs["valid"] = valid
-    config = loop.train_config(settings, seed)
-    files: tuple[str, ...] = ()
     # as the final model: with this strategy it owes nothing to the pretrained one
-    if loop.start is not None and train.strategy != "scratch":
-        inputs["pretrained"], files = loop.start, loop.start_files
-        config["finetune"] = train.start()
-    loop.replay(config, inputs)
-    return Node(f"{prefix}-train", "train", config, inputs, files)
+    origin = None if train.strategy == "scratch" else loop.pretrained
+    settings = train.changed(loop.settings.compare.train)
+    return loop.training(f"{prefix}-train", settings, seed, {"train": data}, origin)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from workflows.schema import Pipeline
     from workflows.schema_loop import ConcurrentLearning
+    from workflows.schema_runs import RunSettings
 
 TEST_CONFIG = {"refit": False, "plots": False}
 Phase = Literal["first", "later", "final"]
@@ -44,6 +45,14 @@ class Progress(NamedTuple):
     iterations: int = 1
     finished: bool = False
     labelled: int = 0
+
+
+class Origin(NamedTuple):
+    """What a training starts from: a model's path, the finetune block, files outside."""
+
+    model: str
+    finetune: dict[str, Any]
+    files: tuple[str, ...] = ()
 
 
 def decide_key(iteration: int) -> str:
@@ -140,12 +149,11 @@ class Loop:
 
     def data(self, k: int) -> list[str]:
         """Folders of all frames labelled before iteration k."""
-        data = [f"collect-{slug(name)}:train" for name in self.settings.init.data]
+        data = [self._pool(name) for name in self.settings.init.data]
         data += ["init-collect:train"] if self.settings.init.structures else []
         return data + [f"iter-{i:06d}-collect:train" for i in range(k)]
 
-    def valid(self) -> list[str]:
-        """Folders of the frames that trainings are validated on."""
+    def _valid(self) -> list[str]:
         names = [n for n in self.settings.init.data if self.pipeline.data[n].split.valid]
         return [f"collect-{slug(name)}:valid" for name in names]
 
@@ -155,35 +163,47 @@ class Loop:
         # far apart, so that two pipelines with neighbouring seeds share no model
         seed = 100_000 * self.pipeline.seed + 100 * k + m
         inputs: dict[str, Any] = {"train": self.data(k)}
-        if valid := self.valid():
-            inputs["valid"] = valid
-        config = self.train_config(train.settings(phase).run_config(), seed)
-        origin, files = self.start, self.start_files
-        bias, new_fitting = train.bias, train.new_fitting
+        origin = self.pretrained
         if phase != "first":
             previous = f"iter-{k - 1:06d}-train-m{m}:{MODEL}"
             inputs["new"] = [f"iter-{k - 1:06d}-collect:train"]
             if not (phase == "final" and train.final):
                 inputs["previous"] = previous
             if train.strategy == "last":
-                origin, files = previous, ()
-                bias, new_fitting = "none", False
+                origin = Origin(previous, {"bias": "none", "new_fitting": False})
             elif train.strategy == "scratch":
-                origin, files = None, ()
+                origin = None
+        return self.training(f"{prefix}-train-m{m}", train.settings(phase), seed, inputs, origin)
+
+    @property
+    def pretrained(self) -> Origin | None:
+        """The pretrained model, and how finetuning begins with it."""
+        if self.start is None:
+            return None
+        return Origin(self.start, self.settings.train.start(), self.start_files)
+
+    def training(
+        self,
+        key: str,
+        settings: RunSettings,
+        seed: int,
+        inputs: dict[str, Any],
+        origin: Origin | None,
+    ) -> Node:
+        """Return a training on `inputs`, with what is common to all trainings of the loop."""
+        config = self._train_config(settings.run_config(), seed)
+        if valid := self._valid():
+            inputs["valid"] = valid
+        files: tuple[str, ...] = ()
         if origin is not None:
-            inputs["pretrained"] = origin
-            config["finetune"] = {"bias": bias, "new_fitting": new_fitting}
-        self.replay(config, inputs)
-        return Node(f"{prefix}-train-m{m}", "train", config, inputs, files)
-
-    def replay(self, config: dict[str, Any], inputs: dict[str, Any]) -> None:
-        """Add the old frames that every training mixes in."""
+            inputs["pretrained"], files = origin.model, origin.files
+            config["finetune"] = origin.finetune
         if (replay := self.settings.train.replay) is not None:
-            inputs["replay"] = [f"collect-{slug(name)}:train" for name in replay.data]
+            inputs["replay"] = [self._pool(name) for name in replay.data]
             config |= {"replay": replay.fraction, "draw_seed": self.pipeline.seed}
+        return Node(key, "train", config, inputs, files)
 
-    def train_config(self, config: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Return a training's settings with seed and model."""
+    def _train_config(self, config: dict[str, Any], seed: int) -> dict[str, Any]:
         config["training"] = {**config["training"], "seed": seed}
         name = self.settings.model or next(iter(self.pipeline.models))
         config["model"] = self.pipeline.models[name].model_dump(mode="json", exclude_unset=True)

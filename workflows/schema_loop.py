@@ -6,6 +6,7 @@ init -> [train committee -> explore -> select -> label -> collect -> test -> dec
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -65,13 +66,12 @@ class LoopTraining(FinetuneRun):
 
     def settings(self, phase: Literal["first", "later", "final"]) -> RunSettings:
         """Return the settings of the first training, the later ones or the final one."""
-        blocks = {"training", "learning_rate", "loss", "optimizer", "nproc"}
-        dump = self.model_dump(mode="json", exclude_unset=True, include=blocks)
-        if phase != "first":
-            dump = merge(dump, self.later)
-        if phase == "final":
-            dump = merge(dump, self.final)
-        return RunSettings.model_validate(dump)
+        changes = {"first": (), "later": (self.later,), "final": (self.later, self.final)}
+        return self.changed(*changes[phase])
+
+    def changed(self, *changes: dict[str, Any]) -> RunSettings:
+        """Return the settings of the first training with changes merged over them."""
+        return RunSettings.model_validate(reduce(merge, changes, self.run_config()))
 
 
 class Init(Config):
@@ -179,6 +179,11 @@ class ConcurrentLearning(Config):
             for stage in data["stages"]
         ]  # fmt: skip
         return {**data, "stages": stages}
+
+    @pydantic.model_validator(mode="after")
+    def _comparison_is_valid(self) -> ConcurrentLearning:
+        self.train.changed(self.compare.train)  # now, not when the loop has ended
+        return self
 
     @property
     def groups(self) -> int:

@@ -173,6 +173,7 @@ def test_the_end(load):
         ({"label": {"labeler": {"type": "wasp"}}}, "wasp"),
         ({"train": {**TRAIN, "later": {"training": {"numb_stepz": 1}}}}, "numb_stepz"),
         ({"train": {**TRAIN, "training": {"numb_steps": 5, "seed": 2}}}, "seed"),
+        ({"compare": {"random": [1], "train": {"training": {"numb_stepz": 1}}}}, "numb_stepz"),
         ({"stages": [{"structures": ["known"], "explore": {"temperaturs": [3]}}]},
          "did you mean 'temperatures'?"),
         ({"structures": {**LOOP["structures"], "f": {"type": "file", "path": "no/*.vasp"}}},
