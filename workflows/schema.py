@@ -29,6 +29,7 @@ from ops.structures import FileSource
 from ops.test import RunTestConfig
 from ops.train import ModelSettings, TrainingSettings
 from workflows.schema_checks import find_mistakes
+from workflows.schema_cluster import Cluster
 from workflows.schema_loop import ConcurrentLearning
 from workflows.schema_runs import FinetuneRun, RunSettings
 
@@ -146,6 +147,8 @@ class Pipeline(Config):
     """The report."""
     execution: Execution = Execution()
     """How steps run."""
+    cluster: Cluster = Cluster()
+    """How steps run on Kubernetes, with `dpaflow submit`."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -1,0 +1,244 @@
+"""The block `cluster` of the pipeline YAML: what every step gets on Kubernetes.
+
+Where the Argo server is, and who submits, is no matter of a pipeline: see
+`workflows.backends.argo.context`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from dpa_core.config import Config
+from workflows.schema_runs import merge
+
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
+         "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "m": 1e-3}  # fmt: skip
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|min|h|d)?")
+SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86400}
+DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+DEFAULT = "default"
+
+
+def quantity(value: str) -> float:
+    """Return a Kubernetes quantity, "16Gi" or "500m", as a number."""
+    found = QUANTITY.fullmatch(value)
+    if found is None:
+        raise ValueError(f"{value!r} is no quantity; write 4, 500m, 16Gi, 100G")
+    return float(found[1]) * UNITS[found[2] or ""]
+
+
+def seconds(value: float | str) -> int:
+    """Return a duration, 90, "90 s", "30 min", "2h" or "7 d", in whole seconds."""
+    found = DURATION.fullmatch(str(value).replace(" ", ""))
+    if found is None:
+        raise ValueError(f"{value!r} is no duration; write 90, 30min, 2h or 7d")
+    return max(1, round(float(found[1]) * SECONDS[found[2] or ""]))
+
+
+def _quantity_text(value: Any) -> Any:
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(text, str):
+        quantity(text)
+    return text
+
+
+def _dns_name(value: str) -> str:
+    if not DNS_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no name of a Kubernetes object: a-z, 0-9, - and .")
+    return value
+
+
+def _image(value: str) -> str:
+    """Refuse an image that may be another one tomorrow: without tag, or latest."""
+    name, at, _ = value.partition("@")
+    tag = name.rpartition("/")[2].partition(":")[2]
+    if not at and tag in ("", "latest"):
+        raise ValueError(f"{value!r}: name a tag other than latest, or a digest; what it means "
+                         "today must be what it means when a pod is tried again")  # fmt: skip
+    return value
+
+
+Quantity = Annotated[str, pydantic.BeforeValidator(_quantity_text)]
+Duration = Annotated[int, pydantic.BeforeValidator(seconds)]
+DnsName = Annotated[str, pydantic.AfterValidator(_dns_name)]
+Image = Annotated[str, pydantic.AfterValidator(_image)]
+MountPath = Annotated[str, Field(pattern=r"^/[^:]+$")]
+
+
+class Volume(Config):
+    """A persistent volume claim, seen by pods as a folder."""
+
+    pvc: DnsName
+    """Name of the claim, in the namespace of the workflow."""
+    path: MountPath
+    """Where pods see it; paths of the pipeline below this one are taken from the volume."""
+    sub_path: str | None = None
+    """Folder in the volume; all of it when left out."""
+    read_only: bool = True
+    """Whether pods may only read."""
+
+
+class Resources(Config):
+    """What one step gets. A pod is never given less than it asks for, and never more."""
+
+    cpu: Quantity = "2"
+    """CPU cores."""
+    memory: Quantity = "8Gi"
+    """Main memory."""
+    max_memory: Quantity | None = None
+    """Memory of later attempts: each has twice that of the one before, up to this; twice
+    `memory` when left out."""
+    gpu: NonNegativeInt = 0
+    """GPUs, all in one pod; a training on several runs one process each through torchrun."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Name of the resource, e.g. that of a MIG slice."""
+    gpu_type: str | None = None
+    """Only on nodes with this GPU (label nvidia.com/gpu.product), e.g. NVIDIA-A100-SXM4-80GB."""
+    shm: Quantity | None = None
+    """Size of /dev/shm, in memory, within `memory`; several processes exchange batches there."""
+    disk: Quantity = "20Gi"
+    """Scratch space for the step's inputs and results."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels a node must have."""
+    tolerations: tuple[dict[str, Any], ...] = ()
+    """Taints a node may have, as Kubernetes writes them."""
+    affinity: dict[str, Any] | None = None
+    """As Kubernetes writes it."""
+    image: Image | None = None
+    """Image of this step, e.g. one with a DFT code; `cluster.image` when left out."""
+    timeout: Duration | None = None
+    """Longest time of one attempt, e.g. 2h; `execution.timeout` when left out."""
+    retries: NonNegativeInt | None = None
+    """Further attempts after a lost node, preemption, failing I/O or lack of memory;
+    `execution.retries` when left out."""
+    pvc: tuple[Volume, ...] = ()
+    """Volumes beside those of `cluster.volumes`."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables. No secrets: they are readable in the workflow."""
+    env_secrets: tuple[DnsName, ...] = ()
+    """Names of Secrets whose keys become environment variables."""
+
+    @pydantic.field_validator("pvc", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else value
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Resources:
+        memory = quantity(self.memory)
+        if self.max_memory is not None and quantity(self.max_memory) < memory:
+            raise ValueError(f"max_memory {self.max_memory} is less than memory {self.memory}")
+        if self.shm is not None and quantity(self.shm) >= memory:
+            raise ValueError(f"shm {self.shm} is taken out of memory, which is {self.memory}")
+        if self.gpu_type is not None and not self.gpu:
+            raise ValueError(f"gpu_type {self.gpu_type} without gpu: say how many, gpu: 1")
+        return self
+
+
+class Storage(Config):
+    """Where results of steps, and copies of your local files, are kept: an S3 bucket."""
+
+    bucket: str = Field("dpaflow", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    """Bucket of the artifact repository."""
+    prefix: str = Field("dpaflow", pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
+    """Beginning of all keys."""
+    endpoint: str | None = Field(None, pattern=r"^https?://[^/@]+$")
+    """Address of the S3 server as pods see it; that of AWS when left out."""
+    region: str | None = None
+    """Region, if the server wants one."""
+    secret: DnsName | None = "dpaflow-s3"
+    """Secret with the keys accessKey and secretKey, for pods that read or write s3:// paths;
+    null where the pods' service account has the right (IRSA, workload identity)."""
+    repository: str = Field(
+        "artifact-repositories/dpaflow", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"
+    )
+    """ConfigMap and key of Argo's artifact repository."""
+
+
+class Cluster(Config):
+    """How a pipeline runs on Kubernetes; every default fits what deploy/kubernetes sets up."""
+
+    image: Image = "dpaflow:0.1.0"
+    """Image with this version of dpaflow."""
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """When to pull."""
+    image_pull_secrets: tuple[DnsName, ...] = ()
+    """Secrets with the registry's credentials."""
+    storage: Storage = Storage()
+    """The S3 bucket."""
+    resources: dict[str, Resources] = Field(default_factory=dict)
+    """By step: an OP (train, explore, label, ...), the beginning of step names (finetune,
+    iter-000000), or `default`; what is more special is laid over what is more general."""
+    volumes: tuple[Volume, ...] = ()
+    """Volumes that every step sees, e.g. with models and data."""
+    workspace: DnsName | None = None
+    """Claim of a volume that can be written from all nodes: interrupted trainings then go on
+    from their checkpoint on another node, and labels outlive everything."""
+    parallelism: PositiveInt = 50
+    """Pods that run at the same time."""
+    max_pods: PositiveInt = 500
+    """Pods that one workflow may have; more are refused before they are submitted."""
+    deadline: Duration = seconds("7d")
+    """Longest time of a workflow; one iteration of concurrent learning is one workflow."""
+    keep: Duration = seconds("30d")
+    """How long a finished workflow stays on the server."""
+    artifacts: Literal["keep", "delete"] = "keep"
+    """Whether results in the bucket are deleted with the workflow. Kept ones are used again by
+    later runs of the same pipeline."""
+    service_account: DnsName = "dpaflow-workflow"
+    """Account of the pods."""
+    advance_service_account: DnsName = "dpaflow-advance"
+    """Account of the one step that submits the next iteration."""
+    gc_service_account: DnsName = "dpaflow-artifact-gc"
+    """Account that deletes results, with `artifacts: delete`."""
+    priority_class: DnsName | None = None
+    """PriorityClass of the pods."""
+    user: PositiveInt = 1000
+    """Numerical user and group of the pods; never root."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the workflow and its pods, e.g. for accounting."""
+
+    @pydantic.field_validator("resources", mode="before")
+    @classmethod
+    def _lay_over_default(cls, data: Any) -> Any:
+        """Lay every entry over `default`, so that each is whole, and checked as such."""
+        if not isinstance(data, Mapping) or not isinstance(data.get(DEFAULT), Mapping):
+            return data
+        base = data[DEFAULT]
+        return {
+            name: merge(base, entry) if isinstance(entry, Mapping) else entry
+            for name, entry in data.items()
+        }
+
+    def resources_for(self, key: str, op: str) -> Resources:
+        """Return what a step gets.
+
+        Parameters
+        ----------
+        key
+            The step's name.
+        op
+            Its OP.
+
+        Returns
+        -------
+        Resources
+            The entry whose name is the longest beginning of `key`; else that of `op`, else
+            `default`. Of an iteration's steps also the part behind the number counts, as in
+            `train` or `label-g000`.
+        """
+        names = [name for name in self.resources if _begins(key, name)]
+        for name in (*sorted(names, key=len, reverse=True), op, DEFAULT):
+            if name in self.resources:
+                return self.resources[name]
+        return Resources()
+
+
+def _begins(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}-")
