@@ -74,12 +74,21 @@ class OpSpec(NamedTuple):
     resumable
         True if the function continues from what an interrupted run left in `outdir`;
         otherwise the folder is emptied before every attempt.
+    light
+        True if small files (tables, figures, logs) of its inputs are all that it reads.
+    page
+        Name of the HTML page it writes, for a dashboard.
+    result
+        `result(outdir)` returns a few numbers to show with the step, as plain JSON.
     """
 
     function: str
     inputs: str
     config: str
     resumable: bool = False
+    light: bool = False
+    page: str = ""
+    result: str = ""
 
 
 OPS: Mapping[str, OpSpec] = {
@@ -109,14 +118,26 @@ OPS: Mapping[str, OpSpec] = {
     "label": OpSpec(
         "ops.label:run_labels", "ops.label:LabelInputs", "ops.label:LabelConfig", resumable=True
     ),
-    "decide": OpSpec("ops.decide:run_decide", "ops.decide:DecideInputs", "ops.decide:DecideConfig"),
+    "decide": OpSpec(
+        "ops.decide:run_decide",
+        "ops.decide:DecideInputs",
+        "ops.decide:DecideConfig",
+        light=True,
+        result="ops.decide:brief",
+    ),
     "report": OpSpec(
-        "ops.report:write_report", "ops.report:ReportInputs", "ops.report:ReportConfig"
+        "ops.report:write_report",
+        "ops.report:ReportInputs",
+        "ops.report:ReportConfig",
+        light=True,
+        page="report.html",
     ),
     "report_iteration": OpSpec(
         "ops.report_loop:write_iteration",
         "ops.report_loop:IterationInputs",
         "ops.report_loop:IterationConfig",
+        light=True,
+        page="iteration.html",
     ),
 }
 

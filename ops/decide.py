@@ -117,6 +117,18 @@ class Verdict(NamedTuple):
         return self.verdict in ("continue", "stage converged")
 
 
+def brief(outdir: Path) -> dict[str, Any]:
+    """Return what a dashboard shows of a decision: the verdict and the table's last two rows.
+
+    The last but one is there because only this iteration knows its error after training.
+    """
+    decision = read_json(outdir / DECISION)
+    kept = ("go", "verdict", "message", "advice", "next_stage")
+    labelled = sum(row["labelled"] for row in decision["rows"])
+    rows = decision["rows"][-2:]
+    return {**{key: decision[key] for key in kept}, "labelled": labelled, "rows": rows}
+
+
 def next_stage(decision: Path | None) -> int:
     """Return the stage that a decision asks for; 0 before the first one."""
     return 0 if decision is None else int(read_json(decision)["next_stage"])
