@@ -8,7 +8,7 @@ with the changed settings and run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,23 @@ def parse_revision(start: str, settings: Sequence[str]) -> Revision:
 
 
 def current_plan(
-    pipeline: Pipeline, revisions: Sequence[Revision], folder: RunFolder
+    pipeline: Pipeline,
+    revisions: Sequence[Revision],
+    decided: Callable[[str, str], dict[str, Any] | None],
+    prints: Callable[[Sequence[Node]], dict[str, str]] = fingerprints,
 ) -> tuple[list[Node], Progress]:
     """Return the steps of a run and how far its loop has come.
 
-    A decision counts if its step succeeded with the very settings and inputs of the plan.
+    Parameters
+    ----------
+    pipeline, revisions
+        What the run was started with, and what was changed since.
+    decided
+        Returns what the deciding step of a key decided, None if it has not yet done so with
+        the very settings and inputs of the plan, which a fingerprint stands for; called with
+        both. See `folder_decisions`.
+    prints
+        Returns the fingerprints of steps.
     """
     progress = Progress()
     nodes = revised_plan(pipeline, revisions, progress)
@@ -90,27 +102,38 @@ def current_plan(
         return nodes, progress
     while not progress.finished:
         last = decide_key(progress.iterations - 1)
-        decision = _decision(folder.steps / last, fingerprints(nodes)[last])
+        decision = decided(last, prints(nodes)[last])
         if decision is None:
             break
-        if decision["go"]:
-            progress = progress._replace(iterations=progress.iterations + 1)
-        else:
-            labelled = sum(row["labelled"] for row in decision["rows"])
-            progress = progress._replace(finished=True, labelled=labelled)
+        progress = advanced(progress, decision)
         nodes = revised_plan(pipeline, revisions, progress)
     return nodes, progress
 
 
-def _decision(step: Path, fingerprint: str) -> dict[str, Any] | None:
-    status = read_status(step)
-    if status is None or (status.state, status.fingerprint) != ("succeeded", fingerprint):
-        return None
-    try:
-        found: dict[str, Any] = read_json(step / DECISION)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return found
+def advanced(progress: Progress, decision: Mapping[str, Any]) -> Progress:
+    """Return how far a loop has come after the decision of its last iteration."""
+    if decision["go"]:
+        return progress._replace(iterations=progress.iterations + 1)
+    labelled = decision.get("labelled")
+    if labelled is None:
+        labelled = sum(row["labelled"] for row in decision["rows"])
+    return progress._replace(finished=True, labelled=labelled)
+
+
+def folder_decisions(folder: RunFolder) -> Callable[[str, str], dict[str, Any] | None]:
+    """Return a function for `current_plan` that reads the decisions of a run on this machine."""
+
+    def decided(key: str, fingerprint: str) -> dict[str, Any] | None:
+        status = read_status(folder.steps / key)
+        if status is None or (status.state, status.fingerprint) != ("succeeded", fingerprint):
+            return None
+        try:
+            found: dict[str, Any] = read_json(folder.steps / key / DECISION)
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return found
+
+    return decided
 
 
 def revised_plan(

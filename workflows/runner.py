@@ -17,6 +17,7 @@ from workflows.pipeline import MODEL
 from workflows.revisions import (
     Revision,
     current_plan,
+    folder_decisions,
     read_revisions,
     require_start,
     revised_pipeline,
@@ -68,10 +69,10 @@ def revise(pipeline: Pipeline, folder: RunFolder, revision: Revision) -> None:
     """
     with local.locked(folder):
         revisions = read_revisions(folder)
-        nodes, _ = current_plan(pipeline, revisions, folder)
+        nodes, _ = current_plan(pipeline, revisions, folder_decisions(folder))
         require_start(revision, nodes)
         revisions.append(revision)
-        current_plan(pipeline, revisions, folder)
+        current_plan(pipeline, revisions, folder_decisions(folder))
         write_revisions(folder, revisions)
 
 
@@ -102,11 +103,11 @@ def drive(
     with local.locked(folder):
         revisions = read_revisions(folder)
         execution = revised_pipeline(pipeline, revisions).execution
-        nodes, progress = current_plan(pipeline, revisions, folder)
+        nodes, progress = current_plan(pipeline, revisions, folder_decisions(folder))
         while True:
             result = local.run_locked(nodes, execution, folder, watch)
             finished(folder)
-            after, progress = current_plan(pipeline, revisions, folder)
+            after, progress = current_plan(pipeline, revisions, folder_decisions(folder))
             grown = {node.key for node in after} != {node.key for node in nodes}
             if not result.succeeded or not grown:
                 break

@@ -15,7 +15,13 @@ from workflows import graph, revisions, runner
 from workflows.backends import local
 from workflows.concurrent_learning import Progress
 from workflows.pipeline import plan
-from workflows.revisions import apply_changes, current_plan, parse_revision, revised_plan
+from workflows.revisions import (
+    apply_changes,
+    current_plan,
+    folder_decisions,
+    parse_revision,
+    revised_plan,
+)
 from workflows.run_folder import RunFolder, StepState
 from workflows.schema import Pretrain, dump_pipeline, load_pipeline
 
@@ -207,17 +213,17 @@ def finish(folder, nodes, key, decision=None):
 
 def test_a_run_grows_with_its_decisions(load, tmp_path):
     pipeline, folder = load(), RunFolder(tmp_path / "run")
-    nodes, progress = current_plan(pipeline, [], folder)
+    nodes, progress = current_plan(pipeline, [], folder_decisions(folder))
     assert progress == Progress(1)
     finish(folder, nodes, "iter-000000-decide", {"go": True})
-    nodes, progress = current_plan(pipeline, [], folder)
+    nodes, progress = current_plan(pipeline, [], folder_decisions(folder))
     assert progress == Progress(2)
     finish(folder, nodes, "iter-000001-decide", {"go": False, "rows": [{"labelled": 4}] * 2})
-    nodes, progress = current_plan(pipeline, [], folder)
+    nodes, progress = current_plan(pipeline, [], folder_decisions(folder))
     assert progress == Progress(2, finished=True, labelled=8)
     assert nodes[-1].key == "report"
     # decisions made with other settings do not count
-    assert current_plan(load(max_iterations=7), [], folder)[1] == (Progress(1))
+    assert current_plan(load(max_iterations=7), [], folder_decisions(folder))[1] == (Progress(1))
 
 
 def test_a_setting_changed_on_the_way_leaves_earlier_steps_alone(load):
