@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +25,12 @@ from dpa_core.config import (
 from dpa_core.errors import ConfigError
 from dpa_core.yaml_file import read_yaml
 from ops.collect import CollectConfig
-from ops.structures import FileSource
 from ops.test import RunTestConfig
 from ops.train import ModelSettings, TrainingSettings
 from workflows.schema_checks import find_mistakes
 from workflows.schema_cluster import Cluster
 from workflows.schema_loop import ConcurrentLearning
+from workflows.schema_paths import map_paths
 from workflows.schema_runs import FinetuneRun, RunSettings
 
 
@@ -250,50 +250,7 @@ def _expand(value: Any, place: str, environment: Mapping[str, str], mistakes: li
 
 def place_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
     """Return the pipeline with every path absolute."""
-
-    def place(path: str | Path) -> str:
-        return os.path.normpath(folder / Path(path).expanduser())
-
-    data = {
-        name: config.model_copy(
-            update={
-                "sources": tuple(
-                    s.model_copy(update={"path": place(s.path)}) for s in config.sources
-                )
-            }
-        )
-        for name, config in pipeline.data.items()
-    }
-    update: dict[str, Any] = {"data": data}
-    if pipeline.pretrain.given:
-        given = {name: place(path) for name, path in pipeline.pretrain.given.items()}
-        update["pretrain"] = pipeline.pretrain.model_copy(update={"given": given})
-    if pipeline.concurrent_learning is not None:
-        update["concurrent_learning"] = _place_loop(pipeline.concurrent_learning, place, folder)
-    return pipeline.model_copy(update=update)
-
-
-def _place_loop(
-    loop: ConcurrentLearning, place: Callable[[str | Path], str], folder: Path
-) -> ConcurrentLearning:
-    structures = {
-        name: source.model_copy(update={"path": place(source.path)})
-        if isinstance(source, FileSource)
-        else source
-        for name, source in loop.structures.items()
-    }
-    label = loop.label.model_copy(update={"labeler": loop.label.labeler.placed(folder)})
-    stages = []
-    for stage in loop.stages:
-        files = getattr(stage.explore, "model_files", None)
-        if files:
-            explore = stage.explore.model_copy(
-                update={"model_files": tuple(place(file) for file in files)}
-            )
-            stage = stage.model_copy(update={"explore": explore})
-        stages.append(stage)
-    update = {"structures": structures, "label": label, "stages": tuple(stages)}
-    return loop.model_copy(update=update)
+    return map_paths(pipeline, lambda path: os.path.normpath(folder / Path(path).expanduser()))
 
 
 def inline_templates(pipeline: Pipeline) -> Pipeline:

@@ -178,9 +178,9 @@ class BaseLabeler(Config):
         """Return the function that labels one structure."""
         raise NotImplementedError
 
-    def placed(self, folder: Path) -> Self:
-        """Return the settings with relative paths seen from `folder`."""
-        return self._changed(lambda value: str(folder / Path(value).expanduser()))
+    def mapped(self, change: Callable[[str], str]) -> Self:
+        """Return the settings with `change` applied to every path."""
+        return self._changed(change)
 
     def inlined(self) -> Self:
         """Return the settings with the text of every template in place of its path.

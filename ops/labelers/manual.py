@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -63,9 +63,9 @@ class ManualLabeler(BaseLabeler):
         """Write the inputs."""
         self.inputs.write(structure, folder)
 
-    def placed(self, folder: Path) -> Self:
-        """Return the settings with relative paths seen from `folder`."""
-        return self.model_copy(update={"inputs": self.inputs.placed(folder)})
+    def mapped(self, change: Callable[[str], str]) -> Self:
+        """Return the settings with `change` applied to every path."""
+        return self.model_copy(update={"inputs": self.inputs.mapped(change)})
 
     def inlined(self) -> Self:
         """Return the settings with the text of every template in place of its path."""

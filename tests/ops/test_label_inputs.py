@@ -247,7 +247,7 @@ def test_only_what_decides_a_label_is_in_its_identity(settings, tmp_path: Path) 
 def test_templates_by_path_or_text(settings, tmp_path: Path) -> None:
     (tmp_path / "mine.inp").write_text(CP2K)
     by_path = {"template": "mine.inp", "kspacing": 0.5, "retry": {"template": "mine.inp"}}
-    placed = make("cp2k", by_path).placed(tmp_path)
+    placed = make("cp2k", by_path).mapped(lambda path: str(tmp_path / path))
     assert placed.retry == {"template": str(tmp_path / "mine.inp")}
     inlined = placed.inlined()
     assert inlined.template == inlined.retry["template"] == CP2K
