@@ -7,22 +7,18 @@ Where the Argo server is, and who submits, is no matter of a pipeline: see
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from dpa_core.config import Config
-from workflows.schema_runs import merge
+from workflows.schema_resources import Duration, best_name, lay_over_default, seconds
 
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "m": 1e-3}  # fmt: skip
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|min|h|d)?")
-SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86400}
 DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-DEFAULT = "default"
 
 
 def quantity(value: str) -> float:
@@ -31,14 +27,6 @@ def quantity(value: str) -> float:
     if found is None:
         raise ValueError(f"{value!r} is no quantity; write 4, 500m, 16Gi, 100G")
     return float(found[1]) * UNITS[found[2] or ""]
-
-
-def seconds(value: float | str) -> int:
-    """Return a duration, 90, "90 s", "30 min", "2h" or "7 d", in whole seconds."""
-    found = DURATION.fullmatch(str(value).replace(" ", ""))
-    if found is None:
-        raise ValueError(f"{value!r} is no duration; write 90, 30min, 2h or 7d")
-    return max(1, round(float(found[1]) * SECONDS[found[2] or ""]))
 
 
 def _quantity_text(value: Any) -> Any:
@@ -65,7 +53,6 @@ def _image(value: str) -> str:
 
 
 Quantity = Annotated[str, pydantic.BeforeValidator(_quantity_text)]
-Duration = Annotated[int, pydantic.BeforeValidator(seconds)]
 DnsName = Annotated[str, pydantic.AfterValidator(_dns_name)]
 Image = Annotated[str, pydantic.AfterValidator(_image)]
 MountPath = Annotated[str, Field(pattern=r"^/[^:]+$")]
@@ -207,14 +194,7 @@ class Cluster(Config):
     @pydantic.field_validator("resources", mode="before")
     @classmethod
     def _lay_over_default(cls, data: Any) -> Any:
-        """Lay every entry over `default`, so that each is whole, and checked as such."""
-        if not isinstance(data, Mapping) or not isinstance(data.get(DEFAULT), Mapping):
-            return data
-        base = data[DEFAULT]
-        return {
-            name: merge(base, entry) if isinstance(entry, Mapping) else entry
-            for name, entry in data.items()
-        }
+        return lay_over_default(data)
 
     def resources_for(self, key: str, op: str) -> Resources:
         """Return what a step gets.
@@ -233,12 +213,5 @@ class Cluster(Config):
             `default`. Of an iteration's steps also the part behind the number counts, as in
             `train` or `label-g000`.
         """
-        names = [name for name in self.resources if _begins(key, name)]
-        for name in (*sorted(names, key=len, reverse=True), op, DEFAULT):
-            if name in self.resources:
-                return self.resources[name]
-        return Resources()
-
-
-def _begins(key: str, name: str) -> bool:
-    return key == name or key.startswith(f"{name}-")
+        name = best_name(self.resources, key, op)
+        return Resources() if name is None else self.resources[name]
