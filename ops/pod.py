@@ -68,13 +68,13 @@ def main() -> int:
         request = parse_config(base.StepRequest, document, str(source))
         run(request)
     except base.StepError as error:
-        return _failed(error.status.kind or "fatal", f"{request.key}: {error.status.reason}")
+        return report_failure(error.status.kind or "fatal", f"{request.key}: {error.status.reason}")
     except SystemExit:
-        return _failed("interrupted", "the pod was told to stop")
+        return report_failure("interrupted", "the pod was told to stop")
     except DPAError as error:
-        return _failed("config" if error.exit_code == 2 else "fatal", str(error))
+        return report_failure("config" if error.exit_code == 2 else "fatal", str(error))
     except OSError as error:
-        return _failed("transient", str(error))
+        return report_failure("transient", str(error))
     return 0
 
 
@@ -171,7 +171,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(EXIT_CODES["interrupted"])
 
 
-def _failed(kind: base.Kind, reason: str) -> int:
+def report_failure(kind: base.Kind, reason: str) -> int:
     """Tell why, for people and for the cluster, and return the exit code."""
     sys.stderr.write(f"{reason}\n")
     with contextlib.suppress(OSError):  # outside a pod there is no such file

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,8 +102,19 @@ def remaining(nodes: Sequence[Node], todo: Container[str], steps: Path) -> list[
     ]
 
 
-def fingerprints(nodes: Sequence[Node]) -> dict[str, str]:
-    """Hash of everything a step's result depends on: op, settings, files, and upstream hashes."""
+def fingerprints(
+    nodes: Sequence[Node], signatures: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Hash of everything a step's result depends on: op, settings, files, and upstream hashes.
+
+    Parameters
+    ----------
+    nodes
+        The graph.
+    signatures
+        Hash of what is in a file, folder or URL, where it is known already.
+    """
+    known = signatures or {}
     result: dict[str, str] = {}
     for node in nodes:
         document = {
@@ -112,7 +123,7 @@ def fingerprints(nodes: Sequence[Node]) -> dict[str, str]:
             "config": node.config,
             "inputs": node.inputs,
             "upstream": {key: result[key] for key in sorted(needs(node))},
-            "files": [_signature(path) for path in node.files],
+            "files": [known.get(path) or _signature(path) for path in node.files],
             **({"salt": node.salt} if node.salt else {}),
         }
         text = json.dumps(document, sort_keys=True)

@@ -215,6 +215,17 @@ def load_pipeline(path: Path, environment: Mapping[str, str] | None = None) -> P
     return pipeline
 
 
+def parse_pipeline(text: str, source: str) -> Pipeline:
+    """Return the pipeline that `dump_pipeline` wrote; no file it names is looked at.
+
+    Raises
+    ------
+    ConfigError
+        If it is none, as of another version of dpaflow; `source` says where it is from.
+    """
+    return parse_config(Pipeline, yaml.safe_load(text), source)
+
+
 def _error(source: str, mistakes: list[str]) -> ConfigError:
     head = f"{source}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
     return ConfigError("\n".join([head, *(f"  {line}" for line in mistakes)]))

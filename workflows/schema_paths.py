@@ -56,8 +56,8 @@ def _map_loop(loop: ConcurrentLearning, change: Change) -> ConcurrentLearning:
     for stage in loop.stages:
         files = getattr(stage.explore, "model_files", None)
         if files:
-            update = {"model_files": tuple(change(str(file)) for file in files)}
-            explore = stage.explore.model_copy(update=update)
+            moved = {"model_files": tuple(change(str(file)) for file in files)}
+            explore = stage.explore.model_copy(update=moved)
             stage = stage.model_copy(update={"explore": explore})
         stages.append(stage)
     update = {"structures": structures, "label": label, "stages": tuple(stages)}

@@ -1,0 +1,1 @@
+"""Runs on Kubernetes: workflows for an Argo server, rendered, submitted and followed."""

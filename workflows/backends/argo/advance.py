@@ -1,0 +1,125 @@
+"""The last step of an iteration: `python -m workflows.backends.argo.advance REQUEST.json`.
+
+Reads what was decided, plans what follows (the next iteration, or the final models and the
+report) and submits it as the next workflow of the run. It talks to the Kubernetes API with
+the token of its own service account, which may read and create workflows and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dpa_core.errors import ConfigError, DPAError
+from ops.pod import report_failure
+from workflows.backends.argo.render import render
+from workflows.backends.argo.run import STATE, Run, load_run, plan_run
+from workflows.revisions import advanced
+
+ACCOUNT, ACCOUNT_VARIABLE = "/var/run/secrets/kubernetes.io/serviceaccount", "DPAFLOW_ACCOUNT"
+"""Folder with token, ca.crt and namespace of the pod's account, and the variable to move it."""
+GROUP = ("argoproj.io", "v1alpha1")
+EXISTS = 409
+
+
+def main() -> int:
+    """Submit the next workflow and return the exit code of a pod."""
+    try:
+        request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        server = Server()
+        workflow = server.get(request["workflow"])
+        _require_version(workflow)
+        follower = following(load_run(workflow), request["decision"])
+        server.create(follower)
+    except DPAError as error:
+        return report_failure("config" if error.exit_code == 2 else "fatal", str(error))
+    except (OSError, ServerError) as error:
+        return report_failure("transient", str(error))
+    sys.stdout.write(f"submitted {follower['metadata']['name']}\n")
+    return 0
+
+
+def following(run: Run, decision: dict[str, Any]) -> dict[str, Any]:
+    """Return the workflow that follows a decision.
+
+    Parameters
+    ----------
+    run
+        The run, as the workflow that ends now carries it.
+    decision
+        The result of its deciding step, see `ops.decide.brief`.
+    """
+    _, done = plan_run(run)
+    progress = advanced(run.progress, decision)
+    return render(run._replace(progress=progress, sequence=run.sequence + 1), done)
+
+
+def _require_version(workflow: dict[str, Any]) -> None:
+    """Refuse to continue what another version began: it would plan other steps."""
+    values = {p["name"]: p.get("value") for p in workflow["spec"]["arguments"]["parameters"]}
+    made, here = json.loads(values[STATE])["version"], version("dpaflow")
+    if made != here:
+        raise ConfigError(
+            f"the workflow was submitted by dpaflow {made}, cluster.image holds {here}; use an "
+            "image of the same version and `dpaflow resume`"
+        )
+
+
+class ServerError(Exception):
+    """The Kubernetes API did not do what it was asked to; perhaps next time."""
+
+
+class Server:
+    """Workflows in the namespace of this pod."""
+
+    def __init__(self) -> None:
+        from kubernetes import client
+        from kubernetes.config.incluster_config import InClusterConfigLoader
+
+        place = Path(os.environ.get(ACCOUNT_VARIABLE, ACCOUNT))
+        settings = client.Configuration()
+        loader = InClusterConfigLoader(str(place / "token"), str(place / "ca.crt"))
+        loader.load_and_set(settings)
+        self.namespace = (place / "namespace").read_text(encoding="utf-8").strip()
+        self.api = client.CustomObjectsApi(client.ApiClient(settings))
+
+    def get(self, name: str) -> dict[str, Any]:
+        """Return a workflow."""
+        from kubernetes.client.exceptions import ApiException
+
+        place = (*GROUP, self.namespace, "workflows", name)
+        try:
+            found: dict[str, Any] = self.api.get_namespaced_custom_object(*place)
+        except ApiException as error:
+            raise ServerError(f"cannot read workflow {name}: {_text(error)}") from error
+        return found
+
+    def create(self, manifest: dict[str, Any]) -> None:
+        """Submit a workflow; one of this name may be there from an earlier attempt."""
+        from kubernetes.client.exceptions import ApiException
+
+        name = manifest["metadata"]["name"]
+        place = (*GROUP, self.namespace, "workflows")
+        try:
+            self.api.create_namespaced_custom_object(*place, manifest)
+        except ApiException as error:
+            if error.status == EXISTS:
+                return
+            if error.status in (401, 403, 422):
+                raise ConfigError(
+                    f"the service account of `advance` may not create workflow {name}: "
+                    f"{_text(error)}; see cluster.advance_service_account"
+                ) from error
+            raise ServerError(f"cannot create workflow {name}: {_text(error)}") from error
+
+
+def _text(error: Any) -> str:
+    return f"{error.status} {error.reason}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

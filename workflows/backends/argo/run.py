@@ -1,0 +1,151 @@
+"""A run on Argo: what it is made from, its steps by now, and its name on the server.
+
+A run is a series of workflows, all made the same way: plan the graph, leave out the steps that
+are done, render the rest. One iteration of concurrent learning is one workflow; so is what
+`dpaflow resume` adds after a failure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpa_core.config import parse_config
+from dpa_core.errors import ConfigError
+from workflows.concurrent_learning import Progress, decide_key
+from workflows.graph import Node, fingerprints, slug
+from workflows.revisions import Revision, revised_pipeline, revised_plan
+from workflows.schema import Pipeline, dump_pipeline, parse_pipeline
+
+LABEL_RUN = "dpaflow/run"
+LABEL_SEQUENCE = "dpaflow/sequence"
+PIPELINE, STATE = "pipeline", "state"
+"""Names of the parameters that a workflow keeps its run in."""
+ADVANCE = "advance"
+"""Name of the last step of an iteration's workflow."""
+
+
+class Run(NamedTuple):
+    """Everything a workflow is rendered from.
+
+    Attributes
+    ----------
+    pipeline
+        What to do; pods must be able to read every path.
+    revisions
+        Changes of settings since the start.
+    progress
+        Iterations to plan.
+    sequence
+        Number of this workflow in the run.
+    signatures
+        Data behind URLs: URL -> hash of what is there. Other data, other results.
+    """
+
+    pipeline: Pipeline
+    revisions: tuple[Revision, ...] = ()
+    progress: Progress = Progress()
+    sequence: int = 1
+    signatures: Mapping[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Identity of the run on the server."""
+        return slug(self.pipeline.name)
+
+    @property
+    def workflow(self) -> str:
+        """Name of the workflow."""
+        return f"{self.name}-{self.sequence:03d}"
+
+    @property
+    def settings(self) -> Pipeline:
+        """The pipeline as its newest steps see it."""
+        return revised_pipeline(self.pipeline, self.revisions)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another workflow follows this one."""
+        return self.pipeline.concurrent_learning is not None and not self.progress.finished
+
+    @property
+    def decision(self) -> str:
+        """Key of the step that decides what follows."""
+        return decide_key(self.progress.iterations - 1)
+
+    def parameters(self) -> dict[str, str]:
+        """Return the run as parameters of a workflow."""
+        state = {
+            "revisions": [r.model_dump(mode="json", by_alias=True) for r in self.revisions],
+            "progress": self.progress._asdict(),
+            "sequence": self.sequence,
+            "signatures": dict(sorted(self.signatures.items())),
+            "version": version("dpaflow"),
+        }
+        return {PIPELINE: dump_pipeline(self.pipeline), STATE: json.dumps(state, sort_keys=True)}
+
+
+def load_run(workflow: Mapping[str, Any]) -> Run:
+    """Return the run that a workflow object belongs to.
+
+    Raises
+    ------
+    ConfigError
+        If the workflow is not one of ours.
+    """
+    name = workflow.get("metadata", {}).get("name", "?")
+    listed = workflow.get("spec", {}).get("arguments", {}).get("parameters") or []
+    values = {item["name"]: item.get("value", "") for item in listed}
+    if PIPELINE not in values or STATE not in values:
+        raise ConfigError(f"workflow {name} was not made by dpaflow: it carries no pipeline")
+    state = json.loads(values[STATE])
+    return Run(
+        parse_pipeline(values[PIPELINE], f"workflow {name}"),
+        tuple(parse_config(Revision, r, f"workflow {name}") for r in state["revisions"]),
+        Progress(**state["progress"]),
+        state["sequence"],
+        state["signatures"],
+    )
+
+
+def plan_run(run: Run) -> tuple[list[Node], dict[str, str]]:
+    """Return the steps of a run by now, and their fingerprints.
+
+    Raises
+    ------
+    ConfigError
+        If settings contradict each other.
+    """
+    return plan_nodes(run, revised_plan(run.pipeline, run.revisions, run.progress))
+
+
+def plan_nodes(run: Run, planned: Sequence[Node]) -> tuple[list[Node], dict[str, str]]:
+    """Return planned steps as they run in pods, and their fingerprints."""
+    nodes = [_on_gpus(run.settings, node) for node in planned]
+    return nodes, fingerprints(nodes, run.signatures)
+
+
+def _on_gpus(pipeline: Pipeline, node: Node) -> Node:
+    """Let a training use all GPUs of its pod, one process each."""
+    gpus = pipeline.cluster.resources_for(node.key, node.op).gpu
+    if node.op != "train" or gpus < 2:
+        return node
+    wanted = node.config.get("nproc")
+    if wanted not in (None, gpus):
+        raise ConfigError(
+            f"step {node.key}: nproc is {wanted}, but cluster.resources gives it {gpus} GPUs; "
+            "leave nproc out, then every GPU gets one process"
+        )
+    return node._replace(config={**node.config, "nproc": gpus})
+
+
+def is_seen_by_pods(path: str, pipeline: Pipeline) -> bool:
+    """Return whether a path is a URL, or lies on a volume of the pods."""
+    if "://" in path:
+        return True
+    entries = pipeline.cluster.resources.values()
+    volumes = [*pipeline.cluster.volumes, *(v for entry in entries for v in entry.pvc)]
+    return any(Path(path).is_relative_to(volume.path) for volume in volumes)
