@@ -1,0 +1,33 @@
+"""Data and models on S3: any path of a pipeline may be `s3://bucket/key`.
+
+    is_url(path)          whether it is one
+    localize(path)        the local path of what is there; OPs call it on paths of their settings
+    fetch(url)            the same, always anew: file, folder or files that match a pattern
+    listing(url)          names, sizes and ETags; signature(url) is a hash of them
+    upload(path, url)     a file or folder
+    content_url(pattern)  where a copy of local files belongs; upload_content puts it there
+
+Endpoint, region and credentials are found by boto3's own rules (environment, profiles, roles).
+What was fetched is kept in a cache ($DPAFLOW_CACHE) which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+from ops.storage.client import StorageError
+from ops.storage.fetch import fetch, localize
+from ops.storage.listing import Object, listing, signature
+from ops.storage.upload import content_url, upload, upload_content
+from ops.storage.urls import is_url
+
+__all__ = [
+    "Object",
+    "StorageError",
+    "content_url",
+    "fetch",
+    "is_url",
+    "listing",
+    "localize",
+    "signature",
+    "upload",
+    "upload_content",
+]
