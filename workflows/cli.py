@@ -154,17 +154,20 @@ def _run(pipeline: Pipeline, folder: RunFolder) -> None:
     from rich.console import Console
 
     from workflows import iterations, monitor, runner
+    from workflows.local_run import LocalRun
 
     console = iterations.plain_console(Console())
     console.print(f"{pipeline.name}: running in {folder.root}", soft_wrap=True)
-    with monitor.progress(folder, console, iterations.view) as watch:
+    source = LocalRun(folder)
+    with monitor.progress(source, console, iterations.view) as watch:
         outcome = runner.drive(pipeline, folder, watch, runner.publish)
     result = outcome.result
     if result.paused:
-        typer.echo(monitor.failure_report(result, folder))
+        typer.echo(monitor.failure_report(result.states, source))
         return
     if not result.succeeded:
-        typer.echo(monitor.failure_report(result, folder), err=True)
+        report = monitor.failure_report(result.states, source, stopped=result.stopped)
+        typer.echo(report, err=True)
         raise typer.Exit(130 if result.stopped else 1)
     if outcome.decision is not None:
         iterations.show_status(folder, console)

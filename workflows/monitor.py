@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +9,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ops.base import LOG, log_tail
-from workflows.backends.local import LOG_MARK, Result
-from workflows.run_folder import RunFolder, StepState
+from workflows.run_folder import StepState
+from workflows.source import Source
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,8 +20,6 @@ STYLES = {
     "waiting": "dim", "running": "cyan", "succeeded": "green", "failed": "bold red",
     "interrupted": "yellow", "paused": "bold yellow",
 }  # fmt: skip
-LEAST_SPACE = 1024**2
-"""Bytes. With less free space than this a run that failed blames the disk."""
 MAX_ROWS = 30
 """Rows of the live table; finished steps are folded first."""
 
@@ -48,14 +44,13 @@ def elapsed(step: StepState) -> str:
     return duration((datetime.now(UTC) - datetime.fromisoformat(status.started)).total_seconds())
 
 
-def note(step: StepState, folder: RunFolder) -> str:
-    """Return one line about a step: the reason of a failure, else the end of its log."""
+def note(step: StepState, source: Source) -> str:
+    """Return one line about a step: the reason of a failure, else what it does."""
     status = step.status
     if status is not None and status.reason:
         return status.reason.splitlines()[0]
     if step.state == "running":
-        tail = [x for x in log_tail(folder.steps / step.node.key, 3) if not x.startswith("---")]
-        return tail[-1] if tail else ""
+        return source.note(step)
     if status is not None and status.attempts > 1:
         return f"{status.attempts} attempts"
     return ""
@@ -70,7 +65,7 @@ def summary(states: Sequence[StepState]) -> str:
 
 def table(
     states: Sequence[StepState],
-    folder: RunFolder,
+    source: Source,
     limit: int | None = None,
     everything: Sequence[StepState] | None = None,
 ) -> Table:
@@ -89,7 +84,7 @@ def table(
     result.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)  # only this one shrinks
     for step in shown:
         state = Text(step.state, style=STYLES[step.state])
-        result.add_row(step.node.key, state, elapsed(step), Text(note(step, folder), style="dim"))
+        result.add_row(step.node.key, state, elapsed(step), Text(note(step, source), style="dim"))
     return result
 
 
@@ -108,7 +103,7 @@ View = Callable[..., "RenderableType"]
 
 @contextmanager
 def progress(
-    folder: RunFolder, console: Console, view: View = table
+    source: Source, console: Console, view: View = table
 ) -> Iterator[Callable[[Sequence[StepState]], None]]:
     """Show a run as it goes: a live `view` on a terminal, a line for each change elsewhere."""
     if not console.is_terminal:
@@ -118,7 +113,7 @@ def progress(
 
     limit = max(5, min(MAX_ROWS, console.height - 4))
     with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield lambda states: live.update(view(states, folder, limit))
+        yield lambda states: live.update(view(states, source, limit))
 
 
 def _line_printer(console: Console) -> Callable[[Sequence[StepState]], None]:
@@ -139,53 +134,44 @@ def _line_printer(console: Console) -> Callable[[Sequence[StepState]], None]:
     return show
 
 
-def failure_report(result: Result, folder: RunFolder) -> str:
+def failure_report(states: Sequence[StepState], source: Source, *, stopped: bool = False) -> str:
     """Return one screen about why a run did not finish, ending with the command to go on.
 
     Where steps wait for the user and none failed, it says what they wait for.
+
+    Parameters
+    ----------
+    states, source
+        The run.
+    stopped
+        Whether someone ended it.
     """
-    failed = [step for step in result.states if step.state == "failed"]
-    paused = [step for step in result.states if step.state == "paused"]
-    lines = [summary(result.states)]
+    failed = [step for step in states if step.state == "failed"]
+    paused = [step for step in states if step.state == "paused"]
+    lines = [summary(states)]
     if paused and not failed:
         for step in paused:
             lines += ["", f"PAUSED {step.node.key}: {step.status.reason if step.status else ''}"]
-        return "\n".join([*lines, "", f"when that is done: dpaflow resume {folder.root}"])
-    if full := _full_disk(failed, folder):
-        return "\n".join([*lines, full, "", f"continue with: dpaflow resume {folder.root}"])
-    if result.stopped:
+        return "\n".join([*lines, "", f"when that is done: dpaflow resume {source.name}"])
+    if trouble := source.trouble(failed):
+        return "\n".join([*lines, trouble, "", f"continue with: dpaflow resume {source.name}"])
+    if stopped:
         lines.append("stopped; finished steps are kept, a training goes on from its checkpoint")
     elif not failed:
-        lines.append(f"dflow ended before all steps were done; its log: {folder.log}")
-        lines += [f"  | {line}" for line in _last_lines(folder)]
+        lines += source.leftover()
     for step in failed[:3]:
-        lines += ["", *_failed_step(step, folder, lines=12 if len(failed) == 1 else 5)]
+        lines += ["", *_failed_step(step, source, lines=12 if len(failed) == 1 else 5)]
     if len(failed) > 3:
-        lines.append(f"\nand {len(failed) - 3} more failed: `dpaflow status {folder.root}`")
-    lines += ["", f"continue with: dpaflow resume {folder.root}"]
+        lines.append(f"\nand {len(failed) - 3} more failed: `dpaflow status {source.name}`")
+    lines += ["", f"continue with: dpaflow resume {source.name}"]
     return "\n".join(lines)
 
 
-def _full_disk(failed: Sequence[StepState], folder: RunFolder) -> str | None:
-    """Say that the disk is full, if it is: then no step can tell why it failed."""
-    free = shutil.disk_usage(folder.root).free
-    if free < LEAST_SPACE:
-        return f"the disk is full ({free // 1024} KiB free in {folder.root}); free some space"
-    reasons = (step.status.reason for step in failed if step.status is not None)
-    return next((r.splitlines()[0] for r in reasons if r.startswith("the disk is full")), None)
-
-
-def _failed_step(step: StepState, folder: RunFolder, lines: int) -> list[str]:
-    status = step.status
+def _failed_step(step: StepState, source: Source, lines: int) -> list[str]:
+    status, key = step.status, step.node.key
     reason = "no reason given" if status is None else status.reason
     attempts = "" if status is None or status.attempts < 2 else f" (attempt {status.attempts})"
-    outdir = folder.steps / step.node.key
-    tail = [f"  | {line[:200]}" for line in log_tail(outdir, lines)]
-    return [f"FAILED {step.node.key}{attempts}: {reason}", *tail, f"  log: {outdir / LOG}"]
-
-
-def _last_lines(folder: RunFolder) -> list[str]:
-    if not folder.log.exists():
-        return []
-    text = folder.log.read_text(encoding="utf-8", errors="replace")
-    return text.rpartition(LOG_MARK)[2].strip().splitlines()[-12:]
+    tail = [f"  | {line[:200]}" for line in source.tail(key, lines)]
+    advice = source.advice(step)
+    told = [f"FAILED {key}{attempts}: {reason}", *tail, f"  log: {source.log_place(key)}"]
+    return [*told, f"  -> {advice}"] if advice else told

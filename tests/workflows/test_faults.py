@@ -18,8 +18,9 @@ from ops.files import means_full_disk, write_json, write_text
 from ops.labelers.ase import AseLabeler
 from ops.labelers.base import Context, Job, Structure
 from ops.run import classify
-from workflows.backends.local import LOG_MARK, Result
+from workflows.backends.local import LOG_MARK
 from workflows.graph import Node, remaining
+from workflows.local_run import LocalRun
 from workflows.monitor import failure_report
 from workflows.run_folder import RunFolder, StepState
 
@@ -91,16 +92,16 @@ def test_a_run_that_failed_on_a_full_disk_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4096))
     folder = RunFolder(tmp_path)
     running = StepState(Node("a", "train", {}), "interrupted", None)
-    text = failure_report(Result([running], stopped=False), folder)
+    text = failure_report([running], LocalRun(folder))
     assert "the disk is full (4 KiB free" in text
     assert text.endswith(f"continue with: dpaflow resume {tmp_path}")
     monkeypatch.undo()
     reason = "the disk is full ([Errno 28] No space left on device); free some space and resume"
     status = Status("a", "train", "failed", reason=reason)
     failed = StepState(Node("a", "train", {}), "failed", status)
-    assert reason in failure_report(Result([failed], stopped=False), folder)
+    assert reason in failure_report([failed], LocalRun(folder))
     other = StepState(Node("a", "train", {}), "failed", status._replace(reason="a bug"))
-    assert "disk" not in failure_report(Result([other], stopped=False), folder)
+    assert "disk" not in failure_report([other], LocalRun(folder))
 
 
 def mounted(tmp_path, script):
@@ -140,7 +141,7 @@ def test_only_what_dflow_said_this_time_is_quoted(tmp_path):
     folder.dflow.mkdir()
     folder.log.write_text(f"{LOG_MARK}\nold trouble\n{LOG_MARK}\nnew trouble\n")
     waiting = StepState(Node("a", "train", {}), "waiting", None)
-    text = failure_report(Result([waiting], stopped=False), folder)
+    text = failure_report([waiting], LocalRun(folder))
     assert "  | new trouble" in text
     assert "old trouble" not in text
 

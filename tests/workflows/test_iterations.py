@@ -11,8 +11,8 @@ from ops.base import Status
 from ops.files import write_json
 from tests import loop_folders as fake
 from workflows import iterations, monitor
-from workflows.backends.local import Result
 from workflows.graph import Node
+from workflows.local_run import LocalRun
 from workflows.run_folder import RunFolder, StepState, read_states
 
 
@@ -45,7 +45,7 @@ def text(renderable, width=100):
 
 
 def test_rows_are_the_decided_ones_and_the_one_in_progress(run):
-    rows = iterations.iteration_rows(run, [])
+    rows = LocalRun(run).rows([])
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     assert [row["verdict"] for row in rows] == ["continue", "stage converged", None]
     now = rows[2]
@@ -56,7 +56,7 @@ def test_rows_are_the_decided_ones_and_the_one_in_progress(run):
 
 
 def test_wall_time_counts_parallel_steps_once_and_no_pause(run):
-    times = iterations.iteration_rows(run, [])[0]["times"]
+    times = LocalRun(run).rows([])[0]["times"]
     # trainings from 0 to 60 s and from 30 to 90 s; explorations 200-260 s and 300-360 s
     assert times["train"] == 90.0
     assert times["explore"] == 120.0
@@ -66,22 +66,22 @@ def test_wall_time_counts_parallel_steps_once_and_no_pause(run):
 def test_states_overrule_what_lies_in_the_folders(run):
     plan(run)
     states = read_states(run, live=False)  # the labelling was killed
-    assert iterations.iteration_rows(run, states)[-1]["phase"] == "label stopped"
+    assert LocalRun(run).rows(states)[-1]["phase"] == "label stopped"
 
 
 def test_the_stage_has_its_name_before_it_is_decided_about(run):
     config = {"stages": [{"name": "warm"}, {"name": "hot"}]}
     decide = StepState(Node("iter-000002-decide", "decide", config), "waiting", None)
-    assert iterations.iteration_rows(run, [decide])[2]["stage_name"] == "hot"
+    assert LocalRun(run).rows([decide])[2]["stage_name"] == "hot"
 
 
 def test_a_decision_being_written_is_no_error(run):
     (run.steps / "iter-000002-select/select.json").write_text("{")
-    assert iterations.iteration_rows(run, [])[2].get("accurate") is None
+    assert LocalRun(run).rows([])[2].get("accurate") is None
 
 
 def test_table_fits_a_pod(run):
-    lines = text(iterations.iteration_table(iterations.iteration_rows(run, []))).splitlines()
+    lines = text(iterations.iteration_table(LocalRun(run).rows([]))).splitlines()
     assert max(map(len, lines)) <= 100
     first, second, third = (line.split() for line in lines[-3:])
     told = "0 warm 100 80.0 15.0 5.0 2+1 40 61/320 120→60 88 90s 2m 60s"
@@ -127,7 +127,7 @@ def test_current_steps_without_a_loop_are_all():
 def test_live_view_keeps_within_its_rows(run):
     plan(run, [f"iter-000002-label-g{n:03d}" for n in range(1, 60)])
     states = read_states(run, live=True)
-    lines = text(iterations.view(states, run, 20)).splitlines()
+    lines = text(iterations.view(states, LocalRun(run), 20)).splitlines()
     assert len(lines) <= 22
     assert any(line.startswith("iter-000002-label-g000") for line in lines)
 
@@ -151,16 +151,16 @@ def test_a_pause_says_what_to_do(tmp_path):
         status = Status(key, "label", name, reason=reason, kind=name)
         return StepState(Node(key, "label", {}), name, status)
 
-    folder = RunFolder(Path("/runs/al"))
+    source = LocalRun(RunFolder(Path("/runs/al")))
     paused = state("iter-000000-label-g000", "paused", "put results into\n/runs/al/inbox")
-    out = monitor.failure_report(Result([paused], stopped=False), folder)
+    out = monitor.failure_report([paused], source)
     assert out == (
         "1 steps: 1 paused\n\nPAUSED iter-000000-label-g000: put results into\n/runs/al/inbox\n\n"
         "when that is done: dpaflow resume /runs/al"
     )
-    assert "paused" in text(monitor.table([paused], folder))
+    assert "paused" in text(monitor.table([paused], source))
     failed = state("iter-000000-label-g001", "failed", "disk full")
-    both = monitor.failure_report(Result([paused, failed], stopped=False), RunFolder(tmp_path))
+    both = monitor.failure_report([paused, failed], LocalRun(RunFolder(tmp_path)))
     assert "FAILED iter-000000-label-g001: disk full" in both
 
 
@@ -202,7 +202,7 @@ def test_iterations_that_were_taken_back_are_gone(run):
     nodes = [Node(key, "train", {})._asdict() for key in keys]
     prints = dict.fromkeys(keys, "")
     write_json(run.plan, {"nodes": nodes, "execution": {}, "fingerprints": prints})
-    rows = iterations.iteration_rows(run, read_states(run, live=False))
+    rows = LocalRun(run).rows(read_states(run, live=False))
     assert [row["iteration"] for row in rows] == [0]
     iterations.publish_pages(run)
     assert [path.name for path in (run.root / "report").iterdir()] == ["index.html"]

@@ -17,6 +17,7 @@ from ops.files import write_json
 from workflows import monitor, run_folder
 from workflows.backends import local
 from workflows.graph import Node, fingerprints
+from workflows.local_run import LocalRun
 from workflows.schema import Execution
 
 ADD = "tests.workflows.toy_ops:ADD"
@@ -62,7 +63,7 @@ class Toy:
 
 def test_results_then_nothing_then_only_what_changed(toy):
     result = toy.run(toy.graph(value=100))
-    assert result.succeeded, monitor.failure_report(result, toy.folder)
+    assert result.succeeded, monitor.failure_report(result.states, LocalRun(toy.folder))
     assert toy.number("c") == 100 + 1 + 2 + 2
     assert toy.called() == ["a", "b", "c"]
 
@@ -80,7 +81,7 @@ def test_a_failed_step_is_reported_on_one_screen_and_repaired(toy):
     assert [(s.node.key, s.state) for s in result.states] == [
         ("b", "succeeded"), ("c", "failed"), ("d", "waiting"),
     ]  # fmt: skip
-    report = monitor.failure_report(result, toy.folder)
+    report = monitor.failure_report(result.states, LocalRun(toy.folder))
     assert "FAILED c: energy.npy: NaN in frame 3" in report
     assert f"log: {toy.folder.steps / 'c' / 'step.log'}" in report
     assert f"dpaflow resume {toy.folder.root}" in report
@@ -166,7 +167,7 @@ def test_kill_9_in_the_middle_then_resume(toy, tmp_path):
     process.kill()
     process.wait()
     result = toy.run(nodes)  # waits for what the killed run left behind
-    assert result.succeeded, monitor.failure_report(result, toy.folder)
+    assert result.succeeded, monitor.failure_report(result.states, LocalRun(toy.folder))
     assert toy.number("c") == 13
     assert toy.called() in (["c"], ["a", "c"])  # a had perhaps not quite ended
     counted = [int(x.split()[1]) for x in toy.calls.read_text().splitlines() if x[0] == "b"]
@@ -205,7 +206,7 @@ def test_a_step_that_waits_for_the_user(toy):
     assert [step.state for step in result.states] == ["succeeded", "paused", "waiting"]
     assert result.paused
     assert not result.succeeded
-    told = monitor.failure_report(result, toy.folder)
+    told = monitor.failure_report(result.states, LocalRun(toy.folder))
     assert "PAUSED b: put the results there" in told
     assert "FAILED" not in told
     Path(f"{toy.calls}.results").touch()
