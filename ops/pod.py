@@ -32,6 +32,7 @@ from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
 from ops import base
 from ops.files import write_json
+from ops.storage import is_outside
 
 IN, WORK, TERMINATION_LOG = "DPAFLOW_IN", "DPAFLOW_WORK", "DPAFLOW_TERMINATION_LOG"
 DEFAULTS = {
@@ -103,7 +104,7 @@ def _place(name: str) -> Path:
 
 def _resolve(path: str) -> str:
     """Turn "KEY:sub/path" into a path below $DPAFLOW_IN; absolute paths and URLs stay."""
-    if Path(path).is_absolute() or "://" in path:
+    if is_outside(path):
         return path
     key, _, rest = path.partition(":")
     return str(_place(IN) / key / rest)

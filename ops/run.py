@@ -19,6 +19,7 @@ from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
 from ops import base
 from ops.files import means_full_disk, write_json
+from ops.storage import localize
 
 # Trying again does not bring these back.
 FATAL_OS_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -63,7 +64,8 @@ def execute(outdir: Path) -> None:
     request = parse_config(base.StepRequest, data, str(outdir / base.REQUEST))
     op = base.find_op(request.op)
     config = parse_config(base.load_reference(op.config), request.config, request.key)
-    inputs = base.load_reference(op.inputs)(**base.map_paths(request.inputs, Path))
+    paths = base.map_paths(request.inputs, lambda path: Path(localize(path)))
+    inputs = base.load_reference(op.inputs)(**paths)
     base.load_reference(op.function)(inputs, config, outdir)
 
 

@@ -30,6 +30,7 @@ from dflow.python import (
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
 from ops import base
+from ops.storage import is_outside
 
 FOLDER = "folder"
 """Name of the output artifact of a step: all that its function wrote."""
@@ -104,10 +105,10 @@ def step(request: base.StepRequest, artifacts: Mapping[str, Any], **template: An
         An input refers to an artifact that is not given.
     """
     for path in base.iter_paths(request.inputs):
-        if not Path(path).is_absolute() and path.partition(":")[0] not in artifacts:
+        if not is_outside(path) and path.partition(":")[0] not in artifacts:
             raise ConfigError(
-                f"step {request.key!r} reads {str(path)!r}; that is neither an absolute path nor "
-                f"NAME:PATH with an artifact NAME: {', '.join(artifacts) or '(none)'}"
+                f"step {request.key!r} reads {str(path)!r}; that is no absolute path, no URL and "
+                f"no NAME:PATH with an artifact NAME: {', '.join(artifacts) or '(none)'}"
             )
     bound: dict[str, Any] = {
         name: value.outputs.artifacts[FOLDER] if isinstance(value, Step) else value
@@ -130,8 +131,8 @@ def python_command() -> list[str]:
 
 
 def _resolve(reference: Any, artifacts: Any) -> str:
-    """Turn "artifact:sub/path" into a path; absolute paths stay."""
-    if Path(reference).is_absolute():
+    """Turn "artifact:sub/path" into a path; absolute paths and URLs stay."""
+    if is_outside(reference):
         return str(reference)
     name, _, path = str(reference).partition(":")
     folder = artifacts[name]

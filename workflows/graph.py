@@ -5,14 +5,16 @@ A node refers to another node's results as "KEY:path/in/its/folder".
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpa_core.errors import ConfigError
 from ops.base import iter_paths, map_paths
+from ops.storage import is_outside, is_url, signature
 
 if TYPE_CHECKING:
     from workflows.schema import Execution
@@ -32,7 +34,7 @@ class Node(NamedTuple):
     config
         Settings, plain JSON.
     inputs
-        Fields of the OP's inputs; paths are absolute or "KEY:path".
+        Fields of the OP's inputs; paths are absolute, URLs or "KEY:path".
     files
         Files and folders outside the pipeline that the step reads (or patterns with `*`).
     salt
@@ -63,7 +65,7 @@ def check(nodes: Sequence[Node]) -> None:
 def needs(node: Node) -> set[str]:
     """Keys of the steps whose results a node reads."""
     paths = [str(path) for path in iter_paths(node.inputs)]
-    return {path.partition(":")[0] for path in paths if not Path(path).is_absolute()}
+    return {path.partition(":")[0] for path in paths if not is_outside(path)}
 
 
 def levels(nodes: Sequence[Node]) -> list[list[Node]]:
@@ -93,7 +95,7 @@ def remaining(nodes: Sequence[Node], todo: Container[str], steps: Path) -> list[
 
     def place(path: str) -> str:
         key, _, rest = path.partition(":")
-        if Path(path).is_absolute() or key in todo:
+        if is_outside(path) or key in todo:
             return path
         return str((steps / key / rest).resolve())
 
@@ -112,9 +114,11 @@ def fingerprints(
     nodes
         The graph.
     signatures
-        Hash of what is in a file, folder or URL, where it is known already.
+        What stands for the content of outside files, by path; a path that is not in it stands
+        for itself, so that the result is the same wherever it is computed. Left out: the files,
+        and the servers of URLs, are asked.
     """
-    known = signatures or {}
+    sign = functools.cache(_signature) if signatures is None else lambda p: signatures.get(p, p)
     result: dict[str, str] = {}
     for node in nodes:
         document = {
@@ -123,7 +127,7 @@ def fingerprints(
             "config": node.config,
             "inputs": node.inputs,
             "upstream": {key: result[key] for key in sorted(needs(node))},
-            "files": [known.get(path) or _signature(path) for path in node.files],
+            "files": [sign(path) for path in node.files],
             **({"salt": node.salt} if node.salt else {}),
         }
         text = json.dumps(document, sort_keys=True)
@@ -135,6 +139,8 @@ def _signature(pattern: str) -> list[tuple[str, int, int]]:
     """Names, sizes and times of the files behind a path; contents may be terabytes."""
     import glob
 
+    if is_url(pattern):
+        return signature(pattern)
     roots = [Path(found) for found in sorted(glob.glob(pattern))]  # noqa: PTH207 (absolute)
     files = [
         path

@@ -17,13 +17,14 @@ from ops.storage.client import StorageError
 from ops.storage.fetch import fetch, localize
 from ops.storage.listing import Object, listing, signature
 from ops.storage.upload import content_url, upload, upload_content
-from ops.storage.urls import is_url
+from ops.storage.urls import is_outside, is_url
 
 __all__ = [
     "Object",
     "StorageError",
     "content_url",
     "fetch",
+    "is_outside",
     "is_url",
     "listing",
     "localize",

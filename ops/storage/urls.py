@@ -61,6 +61,11 @@ def is_url(path: str | Path) -> bool:
     return as_url(path).startswith(SCHEME)
 
 
+def is_outside(path: str | Path) -> bool:
+    """Tell whether an input of a step comes from no other step: an absolute path or a URL."""
+    return Path(path).is_absolute() or is_url(path)
+
+
 def as_url(path: str | Path) -> str:
     """Return a path as text, a URL that was a `Path` with both of its slashes."""
     text = str(path)
