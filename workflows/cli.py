@@ -12,6 +12,9 @@ import typer
 from workflows.cli_model import app as model_app
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from workflows.doctor import Check
     from workflows.run_folder import RunFolder
     from workflows.schema import Pipeline
 
@@ -26,6 +29,8 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 
 TEMPLATES = Path(__file__).parent / "templates"
+NAME_WIDTH = 24
+"""Of the checks of a cluster, which come in groups."""
 PipelineFile = Annotated[Path, typer.Argument(help="Pipeline YAML.")]
 Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
 
@@ -242,16 +247,42 @@ def logs(
 
 @app.command()
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where runs would go.")] = Path(),
+    place: Annotated[
+        Path | None, typer.Argument(help="Folder of runs; with --cluster: pipeline YAML.")
+    ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Check the Argo server and its cluster instead.")
+    ] = False,
+    context: Annotated[
+        Path | None, typer.Option(help="Context file: where the Argo server is.")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Also start pods that look from inside.")
+    ] = True,
+    wait: Annotated[float, typer.Option(help="Seconds those pods may take.")] = 300.0,
 ) -> None:
-    """Check this machine: versions, torch, threads, disk, what is missing."""
+    """Check this machine or, with --cluster, the cluster: what is missing and what to do."""
     from workflows.doctor import check, lines
 
-    checks = check(folder)
-    for line in lines(checks):
-        typer.echo(line)
-    if any(item.verdict == "error" for item in checks):
+    groups = _ask_cluster(place, context, probe, wait) if cluster else [check(place or Path())]
+    failed = False
+    for checks in groups:
+        for line in lines(checks, NAME_WIDTH if cluster else 0):
+            typer.echo(line)
+        failed |= any(item.verdict == "error" for item in checks)
+    if failed:
         raise typer.Exit(1)
+
+
+def _ask_cluster(
+    pipeline: Path | None, context: Path | None, probe: bool, wait: float
+) -> Iterator[list[Check]]:
+    from workflows.backends.argo.context import load_context
+    from workflows.backends.argo.preflight import stages
+    from workflows.schema import load_pipeline
+
+    loaded = None if pipeline is None else load_pipeline(pipeline)
+    return stages(load_context(context), loaded, probe=probe, wait=wait)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Verdict = Literal["ok", "warning", "error"]
+Verdict = Literal["ok", "warning", "error", "unknown"]
+"""unknown: could not be found out from here."""
 
 REQUIRED = (
     "dpaflow", "torch", "numpy", "pydantic", "PyYAML", "typer", "rich", "ase", "dpdata", "h5py",
@@ -38,10 +39,10 @@ def check(folder: Path) -> list[Check]:
     return [*checks, *_dflow(), *_torch(), _memory(), *_disk(folder)]
 
 
-def lines(checks: list[Check]) -> list[str]:
-    """Return the findings as text, one a line, problems marked."""
-    marks = {"ok": "  ok", "warning": "warn", "error": "FAIL"}
-    width = max(len(item.name) for item in checks)
+def lines(checks: list[Check], width: int = 0) -> list[str]:
+    """Return the findings as text, one a line, problems marked; names at least `width` wide."""
+    marks = {"ok": "  ok", "warning": "warn", "error": "FAIL", "unknown": "   ?"}
+    width = max(width, *(len(item.name) for item in checks))
     return [
         f"{marks[item.verdict]}  {item.name:<{width}}  {item.found}"
         + (f"  -> {item.advice}" if item.advice else "")

@@ -46,7 +46,7 @@ def render(run: Run, done: Mapping[str, str] | None = None) -> dict[str, Any]:
     nodes, prints = plan_run(run)
     finished = {key for key in prints if (done or {}).get(key) == prints[key]}
     todo = [node for node in nodes if node.key not in finished]
-    with _offline(run):
+    with offline(run):
         manifest = _to_argo(run, todo, prints)
     manifest = harden(manifest, run, {node.key: node for node in todo}, prints)
     check_size(manifest, run)
@@ -74,7 +74,7 @@ def fingerprint_of(node: Mapping[str, Any]) -> str | None:
 
 
 @contextmanager
-def _offline(run: Run) -> Iterator[None]:
+def offline(run: Run) -> Iterator[None]:
     """Keep dflow from the network, from environment variables and from its own credentials."""
     from dflow import config, s3_config
 

@@ -1,0 +1,100 @@
+"""Whether the bucket can be written and read from this machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from ops.storage.client import error_code, explain
+from workflows.backends.argo.preflight.steps import local_files
+from workflows.backends.argo.scene import Scene
+from workflows.doctor import Check
+from workflows.schema_cluster import Storage
+
+
+def check_bucket(scene: Scene) -> Iterator[Check]:
+    """Write, read and delete a small object."""
+    import boto3
+    from botocore.config import Config
+
+    storage = scene.cluster.storage
+    name = f"bucket {storage.bucket}"
+    quick = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 1})
+    session = boto3.Session()
+    if not _has_credentials(session):
+        advice = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to check it from here"
+        yield _without(scene, name, "not checked from here: no credentials at hand", advice)
+        return
+    client = session.client(
+        "s3", endpoint_url=endpoint(storage), config=quick, region_name=storage.region
+    )
+    yield _try(scene, name, client)
+
+
+def endpoint(storage: Storage) -> str | None:
+    """Return the server's address as seen from here, which may be another than pods see."""
+    if "AWS_ENDPOINT_URL_S3" in os.environ or "AWS_ENDPOINT_URL" in os.environ:
+        return None  # boto3 reads these itself
+    return storage.endpoint
+
+
+def _has_credentials(session: Any) -> bool:
+    """Look for credentials; the address that only machines of a cloud have is not waited for."""
+    session._session.set_config_variable("metadata_service_timeout", 1)
+    session._session.set_config_variable("metadata_service_num_attempts", 1)
+    return session.get_credentials() is not None
+
+
+def _try(scene: Scene, name: str, client: Any) -> Check:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    storage = scene.cluster.storage
+    bucket, key = storage.bucket, f"{storage.prefix}/.check-{secrets.token_hex(8)}"
+    text = secrets.token_bytes(64)
+    where = client.meta.endpoint_url
+    try:
+        client.head_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=key, Body=text)
+        back = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        client.delete_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        return Check(name, "error", _refused(f"s3://{bucket}", where, error, client))
+    except BotoCoreError as error:
+        return _unreachable(scene, name, where, error)
+    if back != text:
+        return Check(name, "error", f"{where}: other bytes came back", "ask who runs the server")
+    return Check(name, "ok", f"{where}: written, read back, deleted")
+
+
+def _refused(url: str, where: str, error: Any, client: Any) -> str:
+    if error_code(error) == "404":  # the bucket was asked for, not an object
+        return f"{url}: there is no such bucket at {where}; make it, or correct cluster.storage"
+    return str(explain(error, url, client))
+
+
+def _unreachable(scene: Scene, name: str, where: str, error: Exception) -> Check:
+    parts = urlsplit(where)
+    host = parts.hostname or ""
+    if host.endswith((".svc", ".cluster.local")):
+        service, _, rest = host.partition(".")
+        space = rest.partition(".")[0] or scene.context.namespace
+        port = parts.port or 80
+        advice = (
+            f"to reach it from here: kubectl -n {space} port-forward svc/{service} {port}:{port}  "
+            f"and  export AWS_ENDPOINT_URL={parts.scheme}://localhost:{port}"
+        )
+        return _without(scene, name, f"{where} is an address within the cluster", advice)
+    advice = "check cluster.storage.endpoint, or AWS_ENDPOINT_URL if it has another name here"
+    return Check(name, "error", f"{where}: no connection ({type(error).__name__})", advice)
+
+
+def _without(scene: Scene, name: str, found: str, advice: str) -> Check:
+    """Judge a bucket that is out of reach: needed only where local files are to be copied."""
+    files = local_files(scene)
+    if files:
+        found = f"{found}, but {len(files)} local paths of the pipeline are to be copied there"
+        return Check(name, "error", found, advice)
+    return Check(name, "unknown", found, f"the probe checks it from inside: --probe; {advice}")
