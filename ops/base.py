@@ -48,7 +48,7 @@ STOP_GRACE = 60.0
 TAIL_LINES = 15
 """Lines of the log quoted in a failure message."""
 
-State = Literal["running", "succeeded", "failed", "interrupted", "paused"]
+State = Literal["queued", "running", "succeeded", "failed", "interrupted", "paused"]
 Kind = Literal["config", "fatal", "transient", "timeout", "killed", "interrupted", "paused"]
 
 

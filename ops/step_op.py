@@ -80,7 +80,9 @@ class StepOP(OP):
         super().handle_outputs(outputs, symlink=symlink or STEPS_FOLDER in os.environ)
 
 
-def step(request: base.StepRequest, artifacts: Mapping[str, Any], **template: Any) -> Step:
+def step(
+    request: base.StepRequest, artifacts: Mapping[str, Any], executor: Any = None, **template: Any
+) -> Step:
     """Make a dflow step that runs an OP.
 
     Parameters
@@ -91,6 +93,8 @@ def step(request: base.StepRequest, artifacts: Mapping[str, Any], **template: An
     artifacts
         By name: another step made by this function (its folder is meant), or any artifact of
         dflow, as an output of an OP of your own or what `upload_artifact` returns.
+    executor
+        A dflow Executor, e.g. one that makes a job of the step; None to run it here.
     template
         Arguments of `dflow.python.PythonOPTemplate`: image, requests, envs, mounts, ...
 
@@ -122,6 +126,7 @@ def step(request: base.StepRequest, artifacts: Mapping[str, Any], **template: An
         parameters={"request": request.model_dump(mode="json")},
         artifacts=every,
         key=request.key,
+        executor=executor,
     )
 
 

@@ -135,7 +135,7 @@ def fingerprints(
     return result
 
 
-def _signature(pattern: str) -> list[tuple[str, int, int]]:
+def _signature(pattern: str) -> str | list[tuple[str, int, int]]:
     """Names, sizes and times of the files behind a path; contents may be terabytes."""
     import glob
 
@@ -151,10 +151,26 @@ def _signature(pattern: str) -> list[tuple[str, int, int]]:
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
-def to_dflow(nodes: Sequence[Node], execution: Execution, prints: dict[str, str]) -> Any:
+def to_dflow(
+    nodes: Sequence[Node],
+    execution: Execution,
+    prints: Mapping[str, str],
+    executor: Callable[[Node], Any] = lambda _: None,
+) -> Any:
     """Build the dflow Steps: one list of parallel steps per level, one template per step.
 
     Steps, not DAG: dflow's DAG drops dependents of failed tasks silently in debug mode.
+
+    Parameters
+    ----------
+    nodes
+        The graph.
+    execution
+        Time limits and retries.
+    prints
+        Fingerprints of the steps.
+    executor
+        Returns the dflow Executor of a step, None for one that runs here.
     """
     from dflow import Steps
 
@@ -171,10 +187,11 @@ def to_dflow(nodes: Sequence[Node], execution: Execution, prints: dict[str, str]
                 config=node.config,
                 inputs=node.inputs,
                 fingerprint=prints[node.key],
-                timeout=execution.timeout,
+                timeout=execution.step_timeout(node.key, node.op),
                 retries=execution.retries,
             )
-            done[node.key] = step(request, {key: done[key] for key in sorted(needs(node))})
+            inputs = {key: done[key] for key in sorted(needs(node))}
+            done[node.key] = step(request, inputs, executor=executor(node))
         root.add([done[node.key] for node in level])
     return root
 

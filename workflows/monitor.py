@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STYLES = {
-    "waiting": "dim", "running": "cyan", "succeeded": "green", "failed": "bold red",
-    "interrupted": "yellow", "paused": "bold yellow",
+    "waiting": "dim", "queued": "dim cyan", "running": "cyan", "succeeded": "green",
+    "failed": "bold red", "interrupted": "yellow", "paused": "bold yellow",
 }  # fmt: skip
 MAX_ROWS = 30
 """Rows of the live table; finished steps are folded first."""

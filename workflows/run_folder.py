@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from ops.base import STOP_GRACE, Status, read_status
 from workflows.graph import Node
 
 WORKFLOW = "pipeline"
+JOB_NOTE = "job"
+"""File in dflow's folder of a step: what its job waits for, in one line."""
 LOCK_PATIENCE = 5.0
 """Seconds a new run waits for one that is just ending."""
 
@@ -91,11 +93,21 @@ def locked(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def wait_for_leftovers(folder: RunFolder) -> None:
-    """Wait until the processes of a run that was killed have noticed and ended."""
+def wait_for_master(folder: RunFolder) -> None:
+    """Wait until dflow's processes of a run that was killed have noticed and ended."""
+    _wait_for(folder, [folder.master_lock])
+
+
+def wait_for_steps(folder: RunFolder, but: Container[str] = ()) -> None:
+    """Wait until nobody is at work on a step, `but` on some."""
+    locks = folder.steps.glob(".*.lock")
+    _wait_for(folder, [path for path in locks if path.name[1:].removesuffix(".lock") not in but])
+
+
+def _wait_for(folder: RunFolder, locks: Iterable[Path]) -> None:
     from filelock import FileLock, Timeout
 
-    for path in (folder.master_lock, *folder.steps.glob(".*.lock")):
+    for path in locks:
         try:
             with FileLock(path, timeout=STOP_GRACE + LOCK_PATIENCE):
                 pass
@@ -150,8 +162,11 @@ def read_states(folder: RunFolder, *, live: bool) -> list[StepState]:
         if status is None:
             status = _failed_start(folder, node)
         state = "waiting" if status is None else str(status.state)
-        if state == "running" and not live:
+        if state in ("queued", "running") and not live:
             state = "interrupted"
+        if status is not None and state == "queued":
+            told = read_text(folder.dflow / WORKFLOW / node.key / JOB_NOTE)
+            status = status._replace(reason=told or "to be submitted")
         states.append(StepState(node, state, status))
     return states
 

@@ -32,6 +32,7 @@ from workflows.schema_cluster import Cluster
 from workflows.schema_loop import ConcurrentLearning
 from workflows.schema_paths import map_paths
 from workflows.schema_runs import FinetuneRun, RunSettings
+from workflows.schema_slurm import Slurm
 
 
 class Pretrain(Config):
@@ -118,6 +119,17 @@ class Execution(Config):
     """Seconds a step may take; no limit when left out."""
     retries: NonNegativeInt = 1
     """Further attempts after a failure that may go away (I/O, lost node)."""
+    backend: Literal["local", "slurm"] = "local"
+    """Where steps run: on this machine, or each as a job of Slurm."""
+    slurm: Slurm = Slurm()
+    """What the jobs ask for, with `backend: slurm`."""
+
+    def step_timeout(self, key: str, op: str) -> float | None:
+        """Return the seconds one attempt at a step may take: a job leaves time to save."""
+        if self.backend != "slurm" or self.slurm.is_local(key, op):
+            return self.timeout
+        limits = (self.timeout, self.slurm.resources_for(key, op).step_seconds())
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 class Pipeline(Config):

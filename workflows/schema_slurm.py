@@ -11,8 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from dpa_core.config import Config
 from workflows.schema_resources import Duration, best_name, lay_over_default
 
-ONE_LINE = r"^[^\n\r\0]*$"
-OPTION = re.compile(r"(#SBATCH\s+)?(--?[A-Za-z][^\n\r\0]*)")
+ONE_LINE = r"^[^\n\r\x00]*$"
+OPTION = re.compile(r"(#SBATCH\s+)?(--?[A-Za-z][^\n\r\x00]*)")
 STOP_EARLY = 150
 """Seconds before its time limit at which a step is asked to save its state and end."""
 

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from ops.base import STOP_GRACE, read_status
 from ops.files import write_json
+from workflows.backends.slurm import leftovers
 from workflows.graph import Node, downstream, fingerprints
 from workflows.run_folder import (
     WORKFLOW,
@@ -38,7 +39,8 @@ from workflows.run_folder import (
     locked,
     read_states,
     read_text,
-    wait_for_leftovers,
+    wait_for_master,
+    wait_for_steps,
 )
 from workflows.schema import Execution
 
@@ -100,9 +102,12 @@ def run_locked(
     watch: Callable[[list[StepState]], None] | None = None,
 ) -> Result:
     """Do what `run` does, for a caller that holds the lock."""
-    wait_for_leftovers(folder)
+    leftovers.require(execution)
     prints = fingerprints(nodes)
-    todo = prune(nodes, prints, folder)
+    wait_for_master(folder)
+    followed = leftovers.find_again(nodes, prints, folder, execution)
+    wait_for_steps(folder, followed)
+    todo = prune(nodes, prints, folder, followed)
     folder.steps.mkdir(parents=True, exist_ok=True)
     plan = {
         "nodes": [node._asdict() for node in nodes],
@@ -125,25 +130,33 @@ def publish_report(folder: RunFolder) -> Path:
     return target
 
 
-def prune(nodes: Sequence[Node], prints: dict[str, str], folder: RunFolder) -> set[str]:
+def prune(
+    nodes: Sequence[Node],
+    prints: dict[str, str],
+    folder: RunFolder,
+    followed: Container[str] = (),
+) -> set[str]:
     """Delete what may not be used again; return the keys of the steps to run.
 
     A step is kept if it succeeded with the very same fingerprint, according to its own status
     file and to dflow, and if everything it reads is kept. The folder of an unfinished step of
-    the same fingerprint stays: a training continues from its checkpoint.
+    the same fingerprint stays: a training continues from its checkpoint. Nothing is deleted of
+    steps in `followed`: a job is, or was, at work on them.
     """
     workflow = folder.dflow / WORKFLOW
     stale = {node.key for node in nodes if not _done(node.key, prints, folder)}
     stale = downstream(nodes, stale)
     keep = {node.key for node in nodes} - stale
     for path in workflow.iterdir() if workflow.is_dir() else ():
-        if path.name not in keep:
+        if path.name not in keep and path.name not in followed:
             _remove(path)
     _remove(folder.dflow / "upload")
     for node in nodes:
         outdir = folder.steps / node.key
         status = read_status(outdir)
         unfinished = status is not None and status.state != "succeeded"
+        if node.key in followed:
+            continue
         if node.key in stale and not (unfinished and _same(outdir, prints[node.key])):
             _remove(outdir)
     if workflow.is_dir():
@@ -237,6 +250,8 @@ def _supervise(
             time.sleep(POLL)
     finally:
         _end_group(master)
+        if flag.stop:
+            leftovers.cancel_all(folder, execution)
     states = read_states(folder, live=False)
     watch(states)
     return Result(states, stopped=flag.stop)

@@ -13,7 +13,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from workflows.backends.local import POLL
 from workflows.graph import Node, remaining, to_dflow
@@ -45,9 +47,21 @@ def main() -> None:
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
     from dflow import Workflow
 
+    execution = Execution.model_validate(plan["execution"])
+    prints = plan["fingerprints"]
     nodes = remaining([Node(**item) for item in plan["nodes"]], set(plan["todo"]), folder.steps)
-    steps = to_dflow(nodes, Execution.model_validate(plan["execution"]), plan["fingerprints"])
+    steps = to_dflow(nodes, execution, prints, _executors(execution, prints, folder))
     Workflow(WORKFLOW, steps=steps, id=WORKFLOW).submit()
+
+
+def _executors(
+    execution: Execution, prints: dict[str, str], folder: RunFolder
+) -> Callable[[Node], Any]:
+    if execution.backend == "local":
+        return lambda _: None
+    from workflows.backends.slurm.executor import executor_for
+
+    return lambda node: executor_for(node, execution, prints[node.key], folder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""dpdispatcher's batch systems, told what they would not know by themselves.
+
+`do_submit` first asks the keeper whether the step has a job already; `check_status` is patient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dpdispatcher.machines.shell import Shell
+from dpdispatcher.machines.slurm import Slurm
+from dpdispatcher.utils.job_status import JobStatus
+
+from workflows.backends.slurm.queue import MARK, Job
+
+
+class Keeper(Protocol):
+    """Who follows the jobs of a step."""
+
+    def before_submission(self) -> str:
+        """Return the number of a live job of the step, empty if one is to be submitted."""
+
+    def submitted(self, number: str) -> None:
+        """Take note of the number of the step's job."""
+
+    def waiting(self) -> None:
+        """Take note that the job has not begun."""
+
+    def patiently(self, ask: Callable[[], Any]) -> Any:
+        """Return what the batch system answers."""
+
+    def find(self) -> Job | None:
+        """Return the step's job if it is alive."""
+
+
+class Followed(Protocol):
+    """A batch system with a keeper."""
+
+    keeper: Keeper
+
+
+class FollowedSlurm(Slurm):
+    """Slurm."""
+
+    keeper: Keeper
+
+    def do_submit(self, job: Any) -> str:
+        """Return the number of the job, which may be there already."""
+        number = self.keeper.before_submission() or str(super().do_submit(job))
+        self.keeper.submitted(number)
+        return number
+
+    def check_status(self, job: Any) -> JobStatus:
+        """Ask squeue; where dpdispatcher does not know a state, ours decides."""
+        if not job.job_id:
+            return JobStatus.unsubmitted
+        state = self.keeper.patiently(lambda: super(FollowedSlurm, self).check_status(job))
+        if state == JobStatus.unknown:  # squeue's short form of OUT_OF_MEMORY, for one
+            live = self.keeper.patiently(self.keeper.find)
+            finished = JobStatus.finished if self.check_finish_tag(job) else JobStatus.terminated
+            state = JobStatus.running if live is not None else finished
+        if state == JobStatus.waiting:
+            self.keeper.waiting()
+        return state
+
+
+class FollowedShell(Shell):
+    """Processes of this machine, which live on when their submitter is killed, as in Slurm."""
+
+    keeper: Keeper
+
+    def do_submit(self, job: Any) -> str:
+        """Start the script as the leader of a session of its own."""
+        number = self.keeper.before_submission()
+        if not number:
+            self.context.write_file(job.script_file_name, self.gen_script(job))
+            self.context.write_file(f"{job.script_file_name}.run", self.gen_script_command(job))
+            folder = Path(self.context.remote_root)
+            name = job.job_task_list[0].task_name
+            with (folder / "job-shell.out").open("ab") as output:
+                process = subprocess.Popen(
+                    ["bash", job.script_file_name], cwd=folder, env={**os.environ, MARK: name},
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )  # fmt: skip
+            number = str(process.pid)
+        self.keeper.submitted(number)
+        return number
+
+    def check_status(self, job: Any) -> JobStatus:
+        """Look for the process."""
+        if not job.job_id:
+            return JobStatus.unsubmitted
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(job.job_id), os.WNOHANG)  # ours: no zombie is to stay
+        if self.keeper.find() is not None:
+            return JobStatus.running
+        return JobStatus.finished if self.check_finish_tag(job) else JobStatus.terminated
+
+    def kill(self, job: Any) -> None:
+        """End the whole session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(job.job_id), signal.SIGTERM)
+
+
+MACHINES: Mapping[str, type[FollowedSlurm] | type[FollowedShell]] = {
+    "slurm": FollowedSlurm,
+    "shell": FollowedShell,
+}

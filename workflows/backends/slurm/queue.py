@@ -1,0 +1,173 @@
+"""What is asked of Slurm besides what dpdispatcher asks: which jobs live, how one ended.
+
+`ShellQueue` answers the same for jobs that are processes of this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from dpa_core.errors import DPAError
+
+PATIENCE = 60.0
+"""Seconds a command of Slurm may take to answer."""
+CANCEL_PATIENCE = 180.0
+"""Seconds a cancelled job may take to end; Slurm's KillWait is 30 s by default."""
+LIVE = frozenset({
+    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED",
+    "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT",
+    "STAGE_OUT",
+})  # fmt: skip
+"""States of a job that may still write files; every other one is final."""
+MARK = "DPAFLOW_JOB"
+"""Environment variable by which `ShellQueue` finds its jobs."""
+
+
+class QueueError(DPAError):
+    """Slurm does not answer."""
+
+
+class Job(NamedTuple):
+    """A job that waits, runs or is just ending."""
+
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun."""
+        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
+
+
+class Queue(Protocol):
+    """A batch system."""
+
+    def jobs(self) -> list[Job]:
+        """Return the live jobs of this user."""
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """End jobs; those that are gone already do not matter."""
+
+    def end(self, job: str) -> str:
+        """Return the state a job ended in, as Slurm calls it; empty if that is not known."""
+
+
+class SlurmQueue:
+    """Slurm, through its commands."""
+
+    def jobs(self) -> list[Job]:
+        """Return the live jobs of this user."""
+        form = "%i|%T|%r|%j"
+        text = _ask(["squeue", "--noheader", f"--user={getpass.getuser()}", f"--format={form}"])
+        rows = [line.strip().split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
+        found = [Job(row[0], row[3], row[1], row[2]) for row in rows]
+        return [job for job in found if job.state in LIVE]
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """Call scancel."""
+        if ids:
+            _ask(["scancel", "--quiet", *sorted(ids)])
+
+    def end(self, job: str) -> str:
+        """Ask the controller, which forgets soon, then the accounting, if there is one."""
+        for command, pattern in (
+            (["scontrol", "--oneliner", "show", "job", job], r"\bJobState=([A-Z_]+)"),
+            (["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={job}",
+              "--format=State"], r"^([A-Z_]+)"),
+        ):  # fmt: skip
+            with contextlib.suppress(QueueError):
+                states = re.findall(pattern, _ask(command), re.MULTILINE)
+                if states and states[-1] not in LIVE:
+                    return str(states[-1])
+        return ""
+
+
+class ShellQueue:
+    """Jobs that are processes of this machine, each the leader of a session."""
+
+    def jobs(self) -> list[Job]:
+        """Return the processes that bear our mark."""
+        import psutil
+
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.getsid(process.pid) != process.pid:
+                    continue
+                name = process.environ().get(MARK)
+                if name and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(Job(str(process.pid), name, "RUNNING"))
+        return found
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """Ask all processes of the jobs to end, then make them."""
+        live = {job.id for job in self.jobs()} & set(ids)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for job in sorted(live):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(job), number)
+            time.sleep(0.2 if number == signal.SIGTERM else 0)
+
+    def end(self, job: str) -> str:
+        """Return nothing: nobody keeps books."""
+        del job
+        return ""
+
+
+def queue_of(batch: str) -> Queue:
+    """Return the batch system called `batch`."""
+    return ShellQueue() if batch == "shell" else SlurmQueue()
+
+
+def end_jobs(queue: Queue, jobs: Collection[Job]) -> None:
+    """Cancel jobs and wait until nothing of them is left.
+
+    Raises
+    ------
+    QueueError
+        If one does not end.
+    """
+    ids = {job.id for job in jobs}
+    deadline = time.monotonic() + CANCEL_PATIENCE
+    while ids:
+        queue.cancel(ids)
+        ids &= {job.id for job in queue.jobs()}
+        if ids and time.monotonic() > deadline:
+            told = ", ".join(sorted(ids))
+            raise QueueError(
+                f"job {told} was cancelled but does not end; look with `squeue --jobs={told}`, "
+                "ask the administrators of the cluster, then resume"
+            )
+        if ids:
+            time.sleep(1.0)
+
+
+def _ask(command: Sequence[str]) -> str:
+    """Return what a command of Slurm says."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=PATIENCE, check=False, env=ours, text=True,
+            errors="replace",
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise QueueError(
+            f"there is no {command[0]} on this machine; run dpaflow on a login node of the "
+            "cluster, or set execution.backend: local"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise QueueError(f"{command[0]} did not answer within {PATIENCE:g} s") from error
+    if done.returncode != 0:
+        told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise QueueError(f"{command[0]} failed: {told[-1]}")
+    return done.stdout
