@@ -23,6 +23,7 @@ from dpa_core.errors import DataError
 from ops.files import holds_frames, write_json, write_text
 from ops.filters import FILTERS, Filters, fingerprint, first_failed, reduced_formula
 from ops.split import PARTS, Split, assign
+from ops.storage import localize
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
@@ -37,7 +38,7 @@ class Source(Config):
     """One place that frames come from."""
 
     path: str
-    """A file, a folder or a pattern with `*`; every match is read on its own."""
+    """A file, a folder or a pattern with `*`; every match is read on its own. Also s3://..."""
     format: str | None = None
     """Any format `dpa_core.data` reads; guessed from the name when left out."""
     label: str | None = None
@@ -259,7 +260,7 @@ def _reason(name: str, error: Exception) -> str:
 def _matches(place: Path | None, pattern: str) -> list[Path]:
     if place is not None:
         return [place]
-    path = Path(pattern).expanduser()
+    path = Path(localize(pattern)).expanduser()
     if path.exists():
         return [path]
     found = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (absolute ones)

@@ -68,7 +68,7 @@ class FileSource(VariedSource):
 
     type: Literal["file"] = "file"
     path: str
-    """A file or a pattern with `*`; any format that ASE reads."""
+    """A file or a pattern with `*`; any format that ASE reads. Also s3://..."""
     format: str | None = None
     """ASE's name of the format; left out: found out."""
     index: int | str = ":"

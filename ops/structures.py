@@ -21,6 +21,7 @@ from pydantic import Field, NonNegativeInt
 from dpa_core.config import Config
 from dpa_core.errors import ConfigError, DataError
 from ops.split import draw
+from ops.storage import localize
 from ops.structure_sources import (
     DataSource,
     FileSource,
@@ -292,7 +293,7 @@ def _from_data(name: str, source: DataSource, data: Mapping[str, Path], seed: in
 def _from_files(name: str, source: FileSource) -> list[Atoms]:
     from ase.io import read
 
-    path = Path(source.path).expanduser()
+    path = Path(localize(source.path)).expanduser()
     found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207
     if not found:
         raise DataError(f"structures.{name}.path: nothing matches {source.path!r}; check the path")

@@ -27,6 +27,7 @@ from dpa_core.config import (
 from dpa_core.errors import DataError, DPAError
 from ops.files import holds_frames, read_json, write_json
 from ops.split import draw
+from ops.storage import localize
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
@@ -240,7 +241,7 @@ def _systems(paths: Sequence[Path], data: DataConfig | None) -> list[str]:
         return _filled(paths)
     if data is None or data.systems == (FROM_INPUTS,):
         return []
-    return list(data.systems)
+    return [str(localize(system)) for system in data.systems]
 
 
 def _filled(paths: Sequence[Path]) -> list[str]:
@@ -260,7 +261,7 @@ def _pretrained(inputs: TrainInputs, config: RunTrainConfig) -> str | None:
         return str(Path(inputs.pretrained).resolve())
     if config.finetune is None or config.finetune.model == FROM_INPUTS:
         return None
-    return config.finetune.model
+    return str(localize(config.finetune.model))
 
 
 def _elements(dataset: Dataset) -> set[str]:

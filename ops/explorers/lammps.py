@@ -19,6 +19,7 @@ from dpa_core.errors import ConfigError
 from ops.explorers.common import MDSettings, Task
 from ops.explorers.stops import temperature_limit
 from ops.files import write_text
+from ops.storage import localize
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -77,7 +78,7 @@ def check_lammps(config: LammpsExplorer) -> None:
             "deviation only for two or more; name all members of the committee"
         )
     for name in config.model_files:
-        if not Path(name).expanduser().exists():
+        if not Path(localize(name)).expanduser().exists():
             raise ConfigError(f"explorer lammps: model_files: {name} does not exist")
     if config.write_only:
         return
@@ -163,7 +164,8 @@ def _boxed(atoms: Atoms) -> Atoms:
 
 
 def _setup(config: LammpsExplorer, task: Task, elements: Sequence[str]) -> list[str]:
-    models = " ".join(str(Path(name).expanduser().resolve()) for name in config.model_files)
+    files = [Path(localize(name)).expanduser().resolve() for name in config.model_files]
+    models = " ".join(map(str, files))
     devi = f"out_file {DEVIATION} out_freq {config.trj_freq}"
     if config.relative is not None:
         devi += f" relative {config.relative:g}"

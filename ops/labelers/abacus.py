@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
 from dpa_core.errors import ConfigError
-from ops.labelers.base import Structure, file_hash, find_file, mesh, text_hash
+from ops.labelers.base import (
+    Structure,
+    copy_files,
+    file_hash,
+    find_file,
+    folder_in_input,
+    mesh,
+    missing_files,
+    text_hash,
+)
 from ops.labelers.command import CommandLabeler, need_cell, template_text
 
 BOHR = 0.529177210903
@@ -92,11 +101,8 @@ class AbacusLabeler(CommandLabeler):
             found.append("give one of kpt and kspacing")
         if not (self.kpt or self.kspacing or "kspacing" in keys or keys.get("gamma_only") == "1"):
             found.append("give kpt or kspacing, or kspacing or gamma_only in INPUT")
-        for element in self.pseudos:
-            self._pseudo(element)
-        for element in self.orbitals:
-            self._orbital(element)
-        return found
+        found += missing_files(self._pseudo, self.pseudos, self.pseudo_dir)
+        return found + missing_files(self._orbital, self.orbitals, self._orbital_dir)
 
     def write(self, structure: Structure, folder: Path) -> None:
         """Write INPUT, KPT and STRU."""
@@ -105,10 +111,9 @@ class AbacusLabeler(CommandLabeler):
             raise ConfigError(f"labeler.pseudos has no pseudopotential for {missing[0]}; add it")
         keys = input_keys(template_text(self.input)) | OWN
         keys["ntype"] = str(len(set(structure.elements)))
-        keys["pseudo_dir"] = str(Path(self.pseudo_dir).expanduser().absolute())
+        keys["pseudo_dir"] = folder_in_input(self.pseudo_dir)
         if self.orbitals:
-            orbital_dir = Path(self.orbital_dir or self.pseudo_dir).expanduser()
-            keys["orbital_dir"] = str(orbital_dir.absolute())
+            keys["orbital_dir"] = folder_in_input(self._orbital_dir)
         lines = ["INPUT_PARAMETERS", *(f"{name} {value}" for name, value in keys.items())]
         (folder / "INPUT").write_text("\n".join(lines) + "\n")
         if self.kpt is not None:
@@ -118,6 +123,12 @@ class AbacusLabeler(CommandLabeler):
             (folder / "KPT").write_text(f"K_POINTS\n0\nGamma\n{numbers} 0 0 0\n")
         ordered, _ = self.order(structure.right_handed())
         (folder / "STRU").write_text(self._stru(ordered))
+
+    def finish(self, elements: Sequence[str], folder: Path) -> None:
+        """Put pseudopotentials and orbitals of a URL beside the input."""
+        copy_files(self.pseudo_dir, self._pseudo, elements, folder)
+        if self.orbitals:
+            copy_files(self._orbital_dir, self._orbital, elements, folder)
 
     def _stru(self, structure: Structure) -> str:
         from ase.data import atomic_masses, atomic_numbers
@@ -149,8 +160,11 @@ class AbacusLabeler(CommandLabeler):
     def _orbital(self, element: str) -> Path:
         if element not in self.orbitals:
             raise ConfigError(f"labeler.orbitals has no file for {element}; add it")
-        folder = self.orbital_dir or self.pseudo_dir
-        return find_file(self.orbitals[element], folder, f"orbital of {element}")
+        return find_file(self.orbitals[element], self._orbital_dir, f"orbital of {element}")
+
+    @property
+    def _orbital_dir(self) -> str:
+        return self.orbital_dir or self.pseudo_dir
 
 
 def input_keys(text: str) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from dpa_core.config import Config
 from dpa_core.errors import ConfigError
+from ops.storage import is_url, localize
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -251,7 +253,7 @@ def read_setting(value: str) -> str:
     if is_text(value):
         return value
     try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
+        return Path(localize(value)).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"template {value}: {error.strerror}; give the path of a file") from error
 
@@ -281,10 +283,42 @@ def find_file(name: str, folder: str | None, what: str) -> Path:
     ConfigError
         It does not exist.
     """
-    path = Path(folder or ".").expanduser() / Path(name).expanduser()
+    path = Path(localize(folder or ".")).expanduser() / Path(name).expanduser()
     if not path.is_file():
         raise ConfigError(f"{what}: {path} does not exist; check the file and its folder")
     return path.absolute()
+
+
+def missing_files(find: Callable[[str], Path], elements: Iterable[str], folder: str) -> list[str]:
+    """Return a line for each element whose file does not exist; a URL is not looked at."""
+    missing = []
+    for element in () if is_url(folder) else elements:
+        try:
+            find(element)
+        except ConfigError as error:
+            missing.append(str(error))
+    return missing
+
+
+def folder_in_input(folder: str) -> str:
+    """Return what an input calls a folder of pseudopotentials or orbitals.
+
+    Where the inputs are written is not where they are run: files of a URL are put beside the
+    input by `copy_files`.
+    """
+    return "./" if is_url(folder) else str(Path(folder).expanduser().absolute())
+
+
+def copy_files(
+    folder: str,
+    find: Callable[[str], Path],
+    elements: Iterable[str],
+    target: Path,
+) -> None:
+    """Put the files of some elements beside the input, if their folder is a URL."""
+    for element in sorted(set(elements)) if is_url(folder) else ():
+        file = find(element)
+        shutil.copyfile(file, target / file.name)
 
 
 def mesh(box: NDArray[np.float64], kspacing: float) -> tuple[int, int, int]:

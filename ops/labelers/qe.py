@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from dpa_core.errors import ConfigError
-from ops.labelers.base import Structure, file_hash, find_file, mesh, text_hash
+from ops.labelers.base import (
+    Structure,
+    copy_files,
+    file_hash,
+    find_file,
+    folder_in_input,
+    mesh,
+    missing_files,
+    text_hash,
+)
 from ops.labelers.command import OUTPUT, CommandLabeler, need_cell, template_text
 
 INPUT = "input.in"
@@ -97,9 +106,7 @@ class QeLabeler(CommandLabeler):
                 found.append(f"template: {key} cannot be renumbered for each structure; remove it")
         if ("K_POINTS" in cards) == (self.kspacing is not None):
             found.append("give k-points once: the card K_POINTS of the template, or kspacing")
-        for element in self.pseudos:
-            self._pseudo(element)
-        return found
+        return found + missing_files(self._pseudo, self.pseudos, self.pseudo_dir)
 
     def write(self, structure: Structure, folder: Path) -> None:
         """Write input.in."""
@@ -111,8 +118,8 @@ class QeLabeler(CommandLabeler):
             raise ConfigError(f"labeler.pseudos has no pseudopotential for {missing[0]}; add it")
         used = [e for e in self.pseudos if e in structure.elements]
         namelists, cards = _parse(template_text(self.template))
-        pseudo_dir = str(Path(self.pseudo_dir).expanduser().absolute())
-        control = namelists.get("control", {}) | {"pseudo_dir": pseudo_dir, "outdir": "./out"}
+        own = {"pseudo_dir": folder_in_input(self.pseudo_dir), "outdir": "./out"}
+        control = namelists.get("control", {}) | own
         system = self._system(namelists.get("system", {}), used)
         system |= {"ibrav": 0, "nat": len(structure.elements), "ntyp": len(used)}
         namelists = {"control": control, "system": system, "electrons": {}} | {
@@ -129,6 +136,10 @@ class QeLabeler(CommandLabeler):
             lines += ["K_POINTS automatic", f"{numbers} 0 0 0"]
         lines += [line for name, card in cards.items() if name not in WRITTEN for line in card]
         (folder / INPUT).write_text("\n".join(lines) + "\n")
+
+    def finish(self, elements: Sequence[str], folder: Path) -> None:
+        """Put pseudopotentials of a URL beside the input."""
+        copy_files(self.pseudo_dir, self._pseudo, elements, folder)
 
     def _system(self, template: dict[str, Any], used: Sequence[str]) -> dict[str, Any]:
         """&SYSTEM without a cell, keys of species renumbered for those that occur."""

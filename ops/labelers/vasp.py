@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
 from dpa_core.errors import ConfigError
-from ops.labelers.base import Structure, file_hash, find_file, mesh, text_hash
+from ops.labelers.base import Structure, file_hash, find_file, mesh, missing_files, text_hash
 from ops.labelers.command import CommandLabeler, need_cell, template_text
 
 POTENTIALS = "VASP_PP_PATH"
@@ -117,9 +117,8 @@ class VaspLabeler(CommandLabeler):
             found.append("give kpoints or kspacing, or KSPACING in the INCAR")
         if not self.potcars and POTENTIALS not in os.environ:
             found.append(f"potcars is not set, nor is {POTENTIALS}; give the folder")
-        for element in self.potentials:
-            self.potcar(element)
-        return found
+        folder = self.potcars or os.environ.get(POTENTIALS, "")
+        return found + missing_files(self.potcar, self.potentials if folder else (), folder)
 
     def write(self, structure: Structure, folder: Path) -> None:
         """Write INCAR, KPOINTS and POSCAR."""
