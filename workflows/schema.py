@@ -25,12 +25,14 @@ from dpa_core.config import (
 from dpa_core.errors import ConfigError
 from dpa_core.yaml_file import read_yaml
 from ops.collect import CollectConfig
+from ops.storage import is_url
 from ops.test import RunTestConfig
 from ops.train import ModelSettings, TrainingSettings
 from workflows.schema_checks import find_mistakes
 from workflows.schema_cluster import Cluster
 from workflows.schema_loop import ConcurrentLearning
 from workflows.schema_paths import map_paths
+from workflows.schema_publish import Publish
 from workflows.schema_runs import FinetuneRun, RunSettings
 from workflows.schema_slurm import Slurm
 
@@ -51,7 +53,8 @@ class Pretrain(Config):
     nproc: PositiveInt = 1
     """Processes of a data-parallel run."""
     given: dict[str, str] = Field(default_factory=dict, alias="from")
-    """Architecture -> file of an already pretrained model; those are not trained."""
+    """Architecture -> file of an already pretrained model, or the s3:// URL where one was
+    published; those are not trained."""
 
     @pydantic.field_validator("data", mode="before")
     @classmethod
@@ -157,10 +160,17 @@ class Pipeline(Config):
     """What tests measure and draw."""
     report: ReportSettings = ReportSettings()
     """The report."""
+    publish: Publish | None = None
+    """Where the final model goes, with its card and the report: s3://bucket/models/NAME."""
     execution: Execution = Execution()
     """How steps run."""
     cluster: Cluster = Cluster()
     """How steps run on Kubernetes, with `dpaflow submit`."""
+
+    @pydantic.field_validator("publish", mode="before")
+    @classmethod
+    def _url_alone(cls, value: Any) -> Any:
+        return {"to": value} if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -272,8 +282,12 @@ def _expand(value: Any, place: str, environment: Mapping[str, str], mistakes: li
 
 
 def place_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
-    """Return the pipeline with every path absolute."""
-    return map_paths(pipeline, lambda path: os.path.normpath(folder / Path(path).expanduser()))
+    """Return the pipeline with every path absolute; URLs stay."""
+
+    def place(path: str) -> str:
+        return path if is_url(path) else os.path.normpath(folder / Path(path).expanduser())
+
+    return map_paths(pipeline, place)
 
 
 def inline_templates(pipeline: Pipeline) -> Pipeline:

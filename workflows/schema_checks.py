@@ -12,6 +12,7 @@ from dpa_core.errors import ModelFileError
 from ops.labelers import PoolLabeler, check_labeler
 from ops.labelers.base import WARNING
 from ops.structures import DataSource, FileSource
+from workflows.schema_paths import is_seen_by_pods
 
 if TYPE_CHECKING:
     from workflows.schema import Pipeline
@@ -69,8 +70,10 @@ def _names(pipeline: Pipeline) -> Iterable[str]:
 def _files(pipeline: Pipeline) -> Iterable[str]:
     for name, config in pipeline.data.items():
         for number, source in enumerate(config.sources):
-            yield from _exists(f"data.{name}.sources.{number}.path", source.path)
+            yield from _exists(f"data.{name}.sources.{number}.path", source.path, pipeline)
     for name, path in pipeline.pretrain.given.items():
+        if is_seen_by_pods(path, pipeline) and not Path(path).exists():
+            continue
         if not Path(path).is_file():
             yield f"pretrain.from.{name}: no such file: {path}"
             continue
@@ -172,8 +175,16 @@ def _loop_labels(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[str]:
     if isinstance(loop.label.labeler, PoolLabeler):
         name = loop.label.labeler.data
         yield from _known(f"{place}.label.labeler.data", name, pipeline.data, "data sets")
+    elsewhere: list[str] = []
+
+    def note(path: str) -> str:
+        if is_seen_by_pods(path, pipeline):
+            elsewhere.append(path)
+        return path
+
+    loop.label.labeler.mapped(note)
     for line in check_labeler(loop.label.labeler):
-        if not line.startswith(WARNING):
+        if not line.startswith(WARNING) and not any(path in line for path in elsewhere):
             yield f"{place}.label.labeler: {line}"
 
 
@@ -184,7 +195,7 @@ def _loop_structures(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[s
             yield from _known(f"{place}.structures.{name}.data", source.data, pipeline.data,
                               "data sets")  # fmt: skip
         if isinstance(source, FileSource):
-            yield from _exists(f"{place}.structures.{name}.path", str(source.path))
+            yield from _exists(f"{place}.structures.{name}.path", str(source.path), pipeline)
     for name in loop.init.structures:
         yield from _known(f"{place}.init.structures", name, loop.structures, "structures")
         if name in loop.structures and loop.structures[name].count is None:
@@ -195,8 +206,10 @@ def _loop_structures(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[s
                               "structures")  # fmt: skip
 
 
-def _exists(place: str, pattern: str) -> Iterator[str]:
+def _exists(place: str, pattern: str, pipeline: Pipeline) -> Iterator[str]:
     import glob
 
+    if is_seen_by_pods(pattern, pipeline):
+        return
     if not glob.glob(pattern):  # noqa: PTH207  (an absolute pattern)
         yield f"{place}: no such file or folder: {pattern}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ops.storage import is_url
 from ops.structures import FileSource
 
 if TYPE_CHECKING:
@@ -62,3 +64,12 @@ def _map_loop(loop: ConcurrentLearning, change: Change) -> ConcurrentLearning:
         stages.append(stage)
     update = {"structures": structures, "label": label, "stages": tuple(stages)}
     return loop.model_copy(update=update)
+
+
+def is_seen_by_pods(path: str, pipeline: Pipeline) -> bool:
+    """Return whether a path is a URL, or lies on a volume of the pods; it need not exist here."""
+    if is_url(path):
+        return True
+    entries = pipeline.cluster.resources.values()
+    volumes = [*pipeline.cluster.volumes, *(v for entry in entries for v in entry.pvc)]
+    return any(Path(path).is_relative_to(volume.path) for volume in volumes)

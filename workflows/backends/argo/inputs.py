@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ops.storage import content_url, is_url, signature
-from workflows.backends.argo.run import is_seen_by_pods
 from workflows.schema import Pipeline, inline_templates
-from workflows.schema_paths import map_paths
+from workflows.schema_paths import is_seen_by_pods, map_paths
 
 
 class Upload(NamedTuple):

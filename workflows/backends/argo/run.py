@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpa_core.config import parse_config
@@ -140,12 +139,3 @@ def _on_gpus(pipeline: Pipeline, node: Node) -> Node:
             "leave nproc out, then every GPU gets one process"
         )
     return node._replace(config={**node.config, "nproc": gpus})
-
-
-def is_seen_by_pods(path: str, pipeline: Pipeline) -> bool:
-    """Return whether a path is a URL, or lies on a volume of the pods."""
-    if "://" in path:
-        return True
-    entries = pipeline.cluster.resources.values()
-    volumes = [*pipeline.cluster.volumes, *(v for entry in entries for v in entry.pvc)]
-    return any(Path(path).is_relative_to(volume.path) for volume in volumes)
