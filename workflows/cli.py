@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from workflows.cli_cluster import (
+    ContextFile,
+    find_run,
+    logs_of,
+    resume_run,
+    status_of,
+    watch_run,
+)
+from workflows.cli_cluster import app as cluster_app
 from workflows.cli_model import app as model_app
 
 if TYPE_CHECKING:
@@ -27,12 +36,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(model_app, name="model")
+app.add_typer(cluster_app)
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAME_WIDTH = 24
 """Of the checks of a cluster, which come in groups."""
 PipelineFile = Annotated[Path, typer.Argument(help="Pipeline YAML.")]
-Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
+Run = Annotated[Path, typer.Argument(help="Folder of the run, or its id on the cluster.")]
 
 
 def _version(show: bool) -> None:
@@ -136,6 +146,7 @@ def resume(
         list[str] | None, typer.Option("--set", help="KEY=VALUE: change a setting from there on; "
                                        "may be repeated.")
     ] = None,
+    context: ContextFile = None,
 ) -> None:  # fmt: skip
     """Continue a run that failed, was stopped or waits for you; only what is missing runs."""
     from dpa_core.errors import ConfigError
@@ -144,11 +155,14 @@ def resume(
     from workflows.run_folder import RunFolder
     from workflows.schema import load_pipeline
 
+    if settings and start is None:
+        raise ConfigError("--set needs --from STEP: the step from which on it holds, see status")
+    if (there := find_run(run, context)) is not None:
+        resume_run(there, start, settings or [])
+        return
     folder = RunFolder(run.resolve())
     if not folder.pipeline.exists():
         raise ConfigError(f"{run}: no {folder.pipeline.name} in it; start with `dpaflow run`")
-    if settings and start is None:
-        raise ConfigError("--set needs --from STEP: the step from which on it holds, see status")
     loaded = load_pipeline(folder.pipeline)
     if start is not None:
         runner.revise(loaded, folder, parse_revision(start, settings or []))
@@ -176,7 +190,7 @@ def _run(pipeline: Pipeline, folder: RunFolder) -> None:
         raise typer.Exit(130 if result.stopped else 1)
     if outcome.decision is not None:
         iterations.show_status(folder, console)
-        typer.echo(runner.verdict(outcome.decision, folder))
+        typer.echo(runner.verdict(outcome.decision, source.name))
     typer.echo(monitor.summary(result.states))
     typer.echo(f"report: {folder.root / 'report.html'}")
     if outcome.stuck:
@@ -189,8 +203,12 @@ def status(
     every: Annotated[
         bool, typer.Option("--all", help="Also the steps of finished iterations.")
     ] = False,
+    context: ContextFile = None,
 ) -> None:
     """Show the iterations and steps of a run."""
+    if (there := find_run(run, context)) is not None:
+        status_of(there, every=every)
+        return
     from rich.console import Console
 
     from workflows import iterations
@@ -206,8 +224,11 @@ def status(
 
 
 @app.command()
-def watch(run: Run = Path()) -> None:
-    """Show a run that goes on in another process, until it ends."""
+def watch(run: Run = Path(), context: ContextFile = None) -> None:
+    """Show a run that goes on in another process or on the cluster, until it ends."""
+    if (there := find_run(run, context)) is not None:
+        watch_run(there)
+        return
     from rich.console import Console
 
     from workflows import iterations
@@ -221,21 +242,19 @@ def logs(
     run: Run,
     step: Annotated[str | None, typer.Argument(help="Key of the step, see status.")] = None,
     lines: Annotated[int, typer.Option("-n", help="Last lines to show; 0 for all.")] = 50,
+    context: ContextFile = None,
 ) -> None:
     """Show the log of a step; without a step, of those that failed or are running."""
-    import difflib
-
-    from dpa_core.errors import ConfigError
+    if (there := find_run(run, context)) is not None:
+        logs_of(there, step, lines)
+        return
     from ops.base import LOG
+    from workflows.monitor import choose_steps
     from workflows.run_folder import RunFolder, is_running, read_states
 
     folder = RunFolder(run.resolve())
     states = {s.node.key: s.state for s in read_states(folder, live=is_running(folder))}
-    if step is not None and step not in states:
-        close = difflib.get_close_matches(step, states, n=3)
-        raise ConfigError(f"no step {step!r}; {'did you mean' if close else 'there are'} "
-                          f"{', '.join(close or states)}")  # fmt: skip
-    chosen = [step] if step else [k for k, s in states.items() if s in ("failed", "running")]
+    chosen = choose_steps(states, step)
     for key in chosen:
         path = folder.steps / key / LOG
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

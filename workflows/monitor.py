@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from dpa_core.errors import ConfigError
 from workflows.run_folder import StepState
 from workflows.source import Source
 
@@ -92,7 +94,7 @@ def _fold(states: list[StepState], limit: int | None) -> list[StepState]:
     for state in ("waiting", "succeeded"):
         excess = len(states) - (limit or len(states))
         if excess > 0:
-            dropped = [step for step in states if step.state == state]
+            dropped = [s for s in states if s.state == state and not _cannot_start(s)]
             dropped = dropped[:excess] if state == "succeeded" else dropped[-excess:]
             states = [step for step in states if step not in dropped]
     return states
@@ -117,21 +119,49 @@ def progress(
 
 
 def _line_printer(console: Console) -> Callable[[Sequence[StepState]], None]:
-    before: dict[str, str] = {}
+    before: dict[str, tuple[str, str]] = {}
 
     def show(states: Sequence[StepState]) -> None:
         first = not before
         for step in states:
             key = step.node.key
-            if before.get(key, "waiting") != step.state and not (first and step.state != "running"):
-                state = f"{step.state:<11}"
-                line = f"{time.strftime('%H:%M:%S')}  {state}  {key}  {elapsed(step)}"
-                console.print(line.rstrip(), highlight=False, soft_wrap=True)
-            before[key] = step.state
+            now = step.state, _cannot_start(step)
+            news = before.get(key, ("waiting", "")) != now
+            if news and not (first and step.state not in ("running", "waiting")):
+                line = f"{time.strftime('%H:%M:%S')}  {step.state:<11}  {key}"
+                told = now[1] or elapsed(step)
+                console.print(f"{line}  {told}".rstrip(), highlight=False, soft_wrap=True,
+                              markup=False)  # fmt: skip
+            before[key] = now
         if first:
             console.print(summary(states), highlight=False, soft_wrap=True)
 
     return show
+
+
+def _cannot_start(step: StepState) -> str:
+    """Return why a step that waits cannot start, "" if nothing is known to be wrong."""
+    waits = step.state == "waiting" and step.status is not None
+    return step.status.reason if waits and step.status is not None else ""
+
+
+def choose_steps(states: Mapping[str, str], step: str | None) -> list[str]:
+    """Return the steps whose logs are wanted: `step`, else all that failed or run.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such step.
+    """
+    if step is None:
+        return [key for key, state in states.items() if state in ("failed", "running")]
+    if step not in states:
+        close = difflib.get_close_matches(step, states, n=3)
+        raise ConfigError(
+            f"no step {step!r}; {'did you mean' if close else 'there are'} "
+            f"{', '.join(close or states)}"
+        )
+    return [step]
 
 
 def failure_report(states: Sequence[StepState], source: Source, *, stopped: bool = False) -> str:
@@ -159,12 +189,19 @@ def failure_report(states: Sequence[StepState], source: Source, *, stopped: bool
         lines.append("stopped; finished steps are kept, a training goes on from its checkpoint")
     elif not failed:
         lines += source.leftover()
+    lines += [*failed_steps(states, source), "", f"continue with: dpaflow resume {source.name}"]
+    return "\n".join(lines)
+
+
+def failed_steps(states: Sequence[StepState], source: Source) -> list[str]:
+    """Return lines about the steps that failed: why, the end of the log, what to do."""
+    failed = [step for step in states if step.state == "failed"]
+    lines = []
     for step in failed[:3]:
         lines += ["", *_failed_step(step, source, lines=12 if len(failed) == 1 else 5)]
     if len(failed) > 3:
         lines.append(f"\nand {len(failed) - 3} more failed: `dpaflow status {source.name}`")
-    lines += ["", f"continue with: dpaflow resume {source.name}"]
-    return "\n".join(lines)
+    return lines
 
 
 def _failed_step(step: StepState, source: Source, lines: int) -> list[str]:

@@ -152,17 +152,18 @@ def publish(folder: RunFolder) -> None:
     publish_pages(folder)
 
 
-def verdict(decision: dict[str, Any], folder: RunFolder) -> str:
+def verdict(decision: dict[str, Any], name: str) -> str:
     """Say how a loop ended, and how to go on where it did not converge."""
     rows = decision["rows"]
-    labelled = sum(row["labelled"] for row in rows)
+    count = rows[-1]["iteration"] + 1
+    labelled = decision.get("labelled", sum(row["labelled"] for row in rows))
     lines = [
-        f"{decision['verdict']} after {len(rows)} iterations and {labelled} labels: "
+        f"{decision['verdict']} after {count} iterations and {labelled} labels: "
         f"{decision['message']}"
     ]
     if decision["advice"]:
         lines.append(decision["advice"])
-    command = f"dpaflow resume {folder.root} --from iter-{rows[-1]['iteration']:06d}"
+    command = f"dpaflow resume {name} --from iter-{rows[-1]['iteration']:06d}"
     if decision["verdict"] == "max_iterations":
         keys = re.findall(r"\S*max_iterations", decision["advice"]) or ["max_iterations"]
         lines.append(

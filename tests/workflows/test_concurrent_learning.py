@@ -378,13 +378,12 @@ def test_selected_and_random_frames_are_compared_alike(load):
     }
 
 
-def test_the_commands_of_a_verdict_work(load, tmp_path):
-    folder = RunFolder(tmp_path / "run")
+def test_the_commands_of_a_verdict_work(load):
     decision = {
         "verdict": "max_iterations", "message": "m", "rows": [{"iteration": 0, "labelled": 2}],
         "advice": "Raise max_iterations and stages.1.max_iterations to go on.",
     }  # fmt: skip
-    told = runner.verdict(decision, folder)
+    told = runner.verdict(decision, "/runs/al")
     found = re.search(r"--from (\S+) (--set .*)", told)
     settings = [item.strip().replace("=N", "=9") for item in found[2].split("--set")[1:]]
     assert settings == ["max_iterations=9", "stages.1.max_iterations=9"]

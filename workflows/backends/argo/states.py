@@ -181,13 +181,13 @@ def _unfinished(node: Node, step: Attempts, fingerprint: str) -> StepState:
     """State of a step that the newest workflow has begun, and that has not succeeded."""
     ended = (step.workflow.get("status") or {}).get("phase") in ENDED
     if step.phase in ("Failed", "Error"):
-        kind, reason = explain(_telling(step), step.workflow)
+        kind, reason = explain(telling(step), step.workflow)
         state: State = "failed"
         if kind in ("paused", "interrupted", "stopped"):
             state = "paused" if kind == "paused" else "interrupted"
         status = _status(node, step, state, fingerprint)
         if state == "paused":  # what to do may take several lines
-            reason = own_text(_telling(step)) or reason
+            reason = own_text(telling(step)) or reason
         status = status._replace(reason=reason, kind=KINDS.get(kind, "fatal"))
         return StepState(node, state, status)
     if ended:
@@ -211,7 +211,7 @@ def _unfinished(node: Node, step: Attempts, fingerprint: str) -> StepState:
     )
 
 
-def _telling(step: Attempts) -> NodeStatus:
+def telling(step: Attempts) -> NodeStatus:
     """Return the node whose message says why a step failed: that of its last pod, if any."""
     return step.pod if step.pod.get("message") or exit_code(step.pod) is not None else step.node
 
