@@ -19,6 +19,7 @@ POOLS = (
     "kubernetes.azure.com/agentpool",
 )
 """Labels of nodes in pools that may grow."""
+GPU_WEIGHT = 3
 KEEPS_AWAY = ("NoSchedule", "NoExecute")
 SELECTOR_ADVICE = (
     "correct cluster.resources.{entry}.{key} (`kubectl get nodes --show-labels` shows what nodes "
@@ -83,12 +84,18 @@ def _check_need(need: Need, nodes: list[Any]) -> Check:
         return _check_retry(check, need, fitting)
     reasons = Counter(reason for _, missing in lacks for reason, _ in missing[:1])
     count = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-    nearest, missing = min(lacks, key=lambda pair: len(pair[1]))
+    nearest, missing = min(lacks, key=lambda pair: _distance(need.resources, *pair))
     advice = f"nearest is {nearest.metadata.name}: {_advice(missing, need.entry)}"
     if grows(nodes):
         advice += "; fine if a node pool that starts nodes on demand has such nodes"
         return Check(name, "warning", f"no node now for {words}: {count}", advice)
     return Check(name, "error", f"none of {len(nodes)} nodes fits {words}: {count}", advice)
+
+
+def _distance(resources: Resources, node: Any, missing: list[tuple[str, str]]) -> int:
+    """Count what is in the way; a label is more easily changed than a GPU put in."""
+    no_gpu = bool(resources.gpu) and not capacity(node, resources.gpu_resource)
+    return len(missing) + (GPU_WEIGHT if no_gpu else 0)
 
 
 def _check_retry(check: Check, need: Need, fitting: list[Any]) -> Check:

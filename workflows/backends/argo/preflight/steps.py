@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflows.backends.argo.run import is_seen_by_pods
 from workflows.backends.argo.scene import Scene
 from workflows.doctor import Check
 from workflows.schema import inline_templates
-from workflows.schema_paths import map_paths
+from workflows.schema_paths import is_seen_by_pods, map_paths
 from workflows.schema_resources import DEFAULT, best_name
 
 
