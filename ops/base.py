@@ -132,6 +132,9 @@ OPS: Mapping[str, OpSpec] = {
         light=True,
         page="report.html",
     ),
+    "publish": OpSpec(
+        "ops.publish:run_publish", "ops.publish:PublishInputs", "ops.publish:PublishConfig"
+    ),
     "report_iteration": OpSpec(
         "ops.report_loop:write_iteration",
         "ops.report_loop:IterationInputs",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workflows.concurrent_learning import Loop, Progress
 from workflows.graph import Node, check, slug
+from workflows.publish import publish_nodes
 
 if TYPE_CHECKING:
     from workflows.schema import Pipeline, RunSettings, Target
@@ -42,6 +43,7 @@ def plan(pipeline: Pipeline, progress: Progress | None = None) -> list[Node]:
         pipeline.concurrent_learning is None or progress.finished
     ):  # until then the iterations have pages of their own
         nodes.append(_report(pipeline, nodes))
+        nodes += publish_nodes(pipeline, nodes)
     check(nodes)
     return nodes
 

@@ -5,6 +5,7 @@
     fetch(url)            the same, always anew: file, folder or files that match a pattern
     listing(url)          names, sizes and ETags; signature(url) is a hash of them
     upload(path, url)     a file or folder
+    publish_folder(...)   a folder, so that readers see all of it or nothing
     content_url(pattern)  where a copy of local files belongs; upload_content puts it there
 
 Endpoint, region and credentials are found by boto3's own rules (environment, profiles, roles).
@@ -16,6 +17,7 @@ from __future__ import annotations
 from ops.storage.client import StorageError
 from ops.storage.fetch import fetch, localize
 from ops.storage.listing import Object, listing, signature
+from ops.storage.published import publish_folder
 from ops.storage.upload import content_url, upload, upload_content
 from ops.storage.urls import is_outside, is_url
 
@@ -28,6 +30,7 @@ __all__ = [
     "is_url",
     "listing",
     "localize",
+    "publish_folder",
     "signature",
     "upload",
     "upload_content",

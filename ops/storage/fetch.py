@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from dpa_core.errors import DataError
 from ops.storage.cache import Cache, open_cache
 from ops.storage.client import Changed, connect, in_parallel, pause, plain_errors
-from ops.storage.download import CHUNK, digest, download
+from ops.storage.download import CHUNK, download
 from ops.storage.listing import Found, Object, find
-from ops.storage.published import CARD, MANIFEST
+from ops.storage.published import CARD, check_version
 from ops.storage.urls import as_url, is_url, parse
 
 FILES_AT_ONCE = 16
@@ -121,7 +121,7 @@ def _view(task: _Task) -> Path:
         if len(files) > 1 and find(task.client, task.found.place) != task.found:
             raise Changed  # a set of files, each of its own time
         if task.found.published:
-            check_manifest(staging / task.found.place.name, str(task.found.place))
+            check_version(staging / task.found.place.name, str(task.found.place))
         task.cache.add_view(name, staging)
     return place
 
@@ -150,23 +150,3 @@ def _get(task: _Task, file: tuple[str, Object], staging: Path) -> None:
             os.replace(complete, place)  # noqa: PTH105  (beside os.link of the cache)
             shutil.rmtree(partial, ignore_errors=True)
         task.cache.link(address, staging / name)
-
-
-def check_manifest(folder: Path, name: str) -> None:
-    """Compare the files of a published version with its manifest.
-
-    Raises
-    ------
-    DataError
-        A file is missing, too many, or not what was published.
-    """
-    path = folder / MANIFEST
-    files = json.loads(path.read_text(encoding="utf-8"))["files"] if path.is_file() else {}
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    wrong = sorted((there ^ set(files)) - {MANIFEST})
-    wrong += [n for n in files if n in there and digest(folder / n) != files[n]["sha256"]]
-    if wrong or not files:
-        raise DataError(
-            f"{name}: {', '.join(wrong[:3]) or MANIFEST} of the published version is missing or "
-            "not what was published; publish it again"
-        )

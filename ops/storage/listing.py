@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dpa_core.errors import DataError
 from ops.storage.client import MISSING, connect, error_code, plain_errors
-from ops.storage.published import POINTER, read_pointer, version_key
+from ops.storage.published import POINTER, VERSIONS, read_pointer
 from ops.storage.urls import Place, parse
 
 
@@ -79,7 +79,7 @@ def find(client: Any, place: Place) -> Found:
         if not place.pattern and POINTER in found:
             version = read_pointer(client, place)
             if version is not None:
-                below = dict(_below(client, place, version_key(place.key, version)))
+                below = dict(_below(client, place, place.below(VERSIONS, version).key))
                 return Found(place, _named(place, below), published=True)
     if not found:
         raise DataError(
