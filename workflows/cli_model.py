@@ -17,14 +17,31 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[Path, typer.Argument(help="Model file (model.safetensors).")]
-Data = Annotated[list[Path], typer.Argument(help="Labelled data, any readable format.")]
+
+def _local(text: str) -> Path:
+    """Return a path; what is behind an s3:// URL is fetched."""
+    from ops.storage import localize
+
+    return Path(localize(text))
+
+
+LOCAL: dict[str, Any] = {"parser": _local, "metavar": "PATH"}
+MODEL = {**LOCAL, "metavar": "MODEL"}
+DATA = {**LOCAL, "metavar": "DATA..."}
+Model = Annotated[
+    Path, typer.Argument(help="Model file (model.safetensors), or its s3:// URL.", **MODEL)
+]
+Data = Annotated[
+    list[Path], typer.Argument(help="Labelled data, any readable format; also s3:// URLs.", **DATA)
+]
 Config = Annotated[
     Path, typer.Argument(help="Training YAML or JSON, or DeePMD input.json; paths from here.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Train = Annotated[list[Path] | None, typer.Option("--data", help="Instead of the config's data.")]
-Valid = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data.")]
+Train = Annotated[
+    list[Path] | None, typer.Option("--data", help="Instead of the config's data.", **LOCAL)
+]
+Valid = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data.", **LOCAL)]
 
 
 def _log() -> None:
@@ -106,7 +123,7 @@ def _train(
 @app.command("change-bias")
 def change_bias(
     model: Model,
-    data: Annotated[list[Path] | None, typer.Argument(help="Labelled data to fit.")] = None,
+    data: Annotated[list[Path] | None, typer.Argument(help="Labelled data to fit.", **DATA)] = None,
     out: Out = Path("bias"),
     mode: Annotated[
         str, typer.Option(help="change: shift by the residual; set: from the labels alone.")
@@ -231,9 +248,12 @@ def eval_desc(
 
 @app.command()
 def devi(
-    data: Annotated[list[Path], typer.Argument(help="Structures, any readable data format.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="Structures, any readable data format.", **DATA)
+    ],
     models: Annotated[
-        list[Path], typer.Option("--model", "-m", help="Member; repeatable. One alone: its heads.")
+        list[Path],
+        typer.Option("--model", "-m", help="Member; repeatable. One alone: its heads.", **LOCAL),
     ],
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("model_devi.out"),
     relative: Annotated[
