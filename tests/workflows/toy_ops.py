@@ -79,3 +79,4 @@ def _misbehave(config: ToyConfig, outdir: Path) -> None:
 ADD = OpSpec("tests.workflows.toy_ops:add", "tests.workflows.toy_ops:ToyInputs",
              "tests.workflows.toy_ops:ToyConfig")  # fmt: skip
 COUNT = ADD._replace(function="tests.workflows.toy_ops:count", resumable=True)
+PAGE = ADD._replace(page="report.html")

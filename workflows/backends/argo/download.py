@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpa_core.errors import ConfigError
+from ops.base import find_op
 from workflows.backends.argo.cluster_run import ClusterRun
 from workflows.backends.argo.pods import FOLDER, REPORT
 from workflows.backends.argo.states import Attempts, attempts
@@ -71,7 +72,7 @@ def _require_free(place: Path) -> None:
 
 
 def _report(run: ClusterRun, target: Path | None) -> Path:
-    keys = [node.key for node in run.plan[1] if node.op in ("report", "report_iteration")]
+    keys = [node.key for node in run.plan[1] if find_op(node.op).page]
     for key in reversed(keys):
         for workflow in reversed(run.workflows):
             step = attempts(workflow).get(key)

@@ -131,6 +131,5 @@ def _say_end(run: ClusterRun, states: Sequence[StepState], console: Console) -> 
     decision = run.decision()
     if decision is not None:
         say(runner.verdict(decision, run.name))
-    say(monitor.summary(states))
     say(f"report: dpaflow download {run.name} report; models: dpaflow download {run.name} model")
     return 1 if decision is not None and decision["verdict"] == "stuck" else 0
