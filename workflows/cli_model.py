@@ -27,7 +27,7 @@ def _local(text: str) -> Path:
 
 LOCAL: dict[str, Any] = {"parser": _local, "metavar": "PATH"}
 MODEL = {**LOCAL, "metavar": "MODEL"}
-DATA = {**LOCAL, "metavar": "DATA..."}
+DATA = {**LOCAL, "metavar": "DATA"}
 Model = Annotated[
     Path, typer.Argument(help="Model file (model.safetensors), or its s3:// URL.", **MODEL)
 ]
