@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from dpa_core.config import Config, parse_config
 from ops.files import write_json, write_text
-from ops.pod import DEFAULTS, WORK
+from ops.pod import DEFAULTS, IN, WORK
 
 ROOT = Path("/")
 CGROUP = "sys/fs/cgroup"
@@ -51,7 +51,7 @@ class ProbeRequest(Config):
     bucket: str | None = None
     """URL of a place in the bucket to write to, if pods have its credentials."""
     reads: str | None = None
-    """Folder that the pod before has left."""
+    """Folder in $DPAFLOW_IN that the pod before has left; then only results and bucket matter."""
 
 
 class Finding(NamedTuple):
@@ -88,17 +88,18 @@ def look(request: ProbeRequest, work: Path, root: Path = ROOT) -> Iterator[Findi
     root
         Instead of "/", for tests.
     """
-    checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
-        ("dpaflow", lambda: _versions(request)),
-        ("torch", lambda: _torch(request)),
-        ("limits", lambda: _limits(request, root / CGROUP)),
-        ("/dev/shm", lambda: _shared_memory(request, root / "dev" / "shm")),
-        ("scratch", lambda: _scratch(request, work)),
-        ("user", _user),
-        ("results", lambda: _results(request)),
-        ("bucket", lambda: _bucket(request, work)),
-    )
-    for name, check in checks:
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "dpaflow": lambda: _versions(request),
+        "torch": lambda: _torch(request),
+        "limits": lambda: _limits(request, root / CGROUP),
+        "/dev/shm": lambda: _shared_memory(request, root / "dev" / "shm"),
+        "scratch": lambda: _scratch(request, work),
+        "user": _user,
+        "bucket": lambda: _bucket(request),
+    }
+    if request.reads is not None:
+        checks = {"results": lambda: _results(request), "bucket": checks["bucket"]}
+    for name, check in checks.items():
         try:
             yield from check()
         except Exception as error:  # noqa: BLE001  (whatever fails here is the finding)
@@ -247,9 +248,7 @@ def _user() -> Iterator[Finding]:
 
 def _results(request: ProbeRequest) -> Iterator[Finding]:
     """Look for what the pod before has left."""
-    if request.reads is None:
-        return
-    path = Path(request.reads) / MARK
+    path = Path(os.environ.get(IN, DEFAULTS[IN])) / str(request.reads) / MARK
     found = path.read_text(encoding="utf-8") if path.exists() else None
     if found == request.mark:
         yield Finding("results", "ok", "those of an earlier step arrive in the next one")
@@ -259,7 +258,7 @@ def _results(request: ProbeRequest) -> Iterator[Finding]:
         yield Finding("results", "error", what, advice)
 
 
-def _bucket(request: ProbeRequest, work: Path) -> Iterator[Finding]:
+def _bucket(request: ProbeRequest) -> Iterator[Finding]:
     """Write to the bucket with the pods' credentials, read it back, and clean up."""
     if request.bucket is None:
         return

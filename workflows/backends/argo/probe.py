@@ -10,6 +10,8 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from dpa_core.errors import DPAError
@@ -18,6 +20,7 @@ from ops.probe import ProbeRequest
 from workflows.backends.argo.client import ENDED, ArgoClient
 from workflows.backends.argo.harden import harden
 from workflows.backends.argo.pods import pod_options
+from workflows.backends.argo.reasons import advise, explain
 from workflows.backends.argo.render import ENTRYPOINT, offline, script
 from workflows.backends.argo.run import Run
 from workflows.backends.argo.scene import Need, Scene
@@ -30,6 +33,8 @@ NAME = "dpaflow-probe"
 WAIT = 300.0
 """Seconds that the pods may take, pulling images included."""
 POLL = 2.0
+PATIENCE = 45.0
+"""Seconds after which an image that cannot be pulled will not be pulled any more."""
 READ_BACK = "read-back"
 BACK = Resources(cpu="1", memory="1Gi", disk="1Gi")
 """For the pod that reads what the first one has written."""
@@ -69,6 +74,7 @@ def manifest(scene: Scene) -> dict[str, Any]:
         rendered = _to_argo(run, chosen, nodes, mark)
     rendered = harden(rendered, run, nodes, {})
     rendered["metadata"]["name"] = f"{NAME}-{mark}"
+    del rendered["spec"]["archiveLogs"]  # nothing of it is to stay
     return rendered
 
 
@@ -121,10 +127,11 @@ def _to_argo(run: Run, chosen: list[Pod], nodes: Mapping[str, Node], mark: str) 
     dag = DAG(ENTRYPOINT)
 
     def add(name: str, source: Any = None) -> Any:
-        reads = None if source is None else f"{DEFAULTS[IN]}/{name}"
+        reads = None if source is None else name
+        inputs = {"mark": InputArtifact(path=f"{DEFAULTS[IN]}/{name}")}
         template = ScriptOPTemplate(
             name=name,
-            inputs=Inputs(artifacts={"mark": InputArtifact(path=reads)} if reads else {}),
+            inputs=Inputs(artifacts=inputs if reads else {}),
             outputs=_outputs(f"{_place(run.settings.cluster, mark)}/{name}.tgz"),
             command=["python", "-m", "ops.probe"],
             script=script(_request(name, run, mark, reads)),
@@ -167,18 +174,38 @@ def run_probe(scene: Scene, wait: float = WAIT) -> Iterator[Check]:
         done = _await(client, name, wait)
         for pod in [*pods(scene), back(scene)]:
             yield from _judge(scene, pod, done, wait)
+        yield _check_download(client, scene, done)
     finally:
         yield from _delete(client, name)
 
 
 def _await(client: ArgoClient, name: str, wait: float) -> dict[str, Any]:
-    """Return the workflow once it has ended, or its time is over."""
+    """Return the workflow once it has ended, its time is over, or its images do not come."""
     end = time.monotonic() + wait
+    hopeless: float | None = None
     while True:
         workflow = client.get(name)
-        if (workflow.get("status") or {}).get("phase") in ENDED or time.monotonic() > end:
+        now = time.monotonic()
+        if (workflow.get("status") or {}).get("phase") in ENDED or now > end:
+            return workflow
+        hopeless = (hopeless or now) if _no_images(workflow) else None
+        if hopeless is not None and now > hopeless + PATIENCE:
             return workflow
         time.sleep(POLL)
+
+
+def _nodes(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return (workflow.get("status") or {}).get("nodes") or {}
+
+
+def _no_images(workflow: Mapping[str, Any]) -> bool:
+    """Return whether all pods that have not ended wait for images that cannot be pulled."""
+    open_pods = [
+        node
+        for node in _nodes(workflow).values()
+        if node.get("type") == "Pod" and node.get("phase") not in ENDED
+    ]
+    return bool(open_pods) and all(explain(n, workflow)[0] == "image" for n in open_pods)
 
 
 def _delete(client: ArgoClient, name: str) -> Iterator[Check]:
@@ -187,39 +214,63 @@ def _delete(client: ArgoClient, name: str) -> Iterator[Check]:
     except DPAError as error:
         yield Check("may delete", "error", str(error))
     else:
-        yield Check("may delete", "ok", "the probe is gone")
+        yield Check("may delete", "ok", "the probe's workflow is gone")
 
 
 def _judge(scene: Scene, pod: Pod, workflow: Mapping[str, Any], wait: float) -> Iterator[Check]:
-    given = pod.need.resources
-    image = given.image or scene.cluster.image
-    gpus = f", {given.gpu} {given.gpu_resource}" if given.gpu else ""
-    label = "read back" if pod.name == READ_BACK else f"pod {image}{gpus}"
-    nodes = (workflow.get("status") or {}).get("nodes") or {}
-    found = [node for node in nodes.values() if node.get("displayName") == pod.name]
-    if not found:
-        yield Check(label, "unknown", "was not started")
+    """Yield what a pod has found, or why it has not."""
+    label = _label(scene, pod)
+    node = _last_attempt(workflow, pod.name)
+    if node is None:
+        yield Check(label, "unknown", "was not started, as another pod did not succeed")
         return
-    if found[0].get("phase") != "Succeeded":
-        yield _unfinished(label, found[0], workflow, wait)
+    if node.get("phase") != "Succeeded":
+        kind, line = explain(node, workflow)
+        advice = advise(kind, pod.need.steps[0], pod.need.entry)
+        if node.get("phase") not in ENDED:
+            line = f"not done after {wait:g} s: {line or 'still starting or running'}"
+            advice = f"{advice}; or wait longer: --wait 1800".removeprefix("; or ")
+        yield Check(label, "error", line, advice)
         return
-    parameters = (found[0].get("outputs") or {}).get("parameters") or []
+    parameters = (node.get("outputs") or {}).get("parameters") or []
     values = {item["name"]: item.get("value", "[]") for item in parameters}
     for finding in json.loads(values.get("result", "[]")):
         check = Check(**finding)
         yield check._replace(name=f"{label}: {check.name}")
 
 
-def _unfinished(
-    label: str, node: Mapping[str, Any], workflow: Mapping[str, Any], wait: float
-) -> Check:
-    children = node.get("children") or []
-    pods = [
-        workflow["status"]["nodes"][key] for key in children if key in workflow["status"]["nodes"]
-    ]
-    last = pods[-1] if pods else node
-    reason = last.get("message") or node.get("message") or "no reason given"
-    if node.get("phase") in ENDED:
-        return Check(label, "error", f"failed: {reason}")
-    advice = "if nodes are just busy or the image is large, wait longer: --wait 1800"
-    return Check(label, "error", f"not done after {wait:g} s: {reason}", advice)
+def _label(scene: Scene, pod: Pod) -> str:
+    given = pod.need.resources
+    if pod.name == READ_BACK:
+        return "next pod"
+    gpus = f" {given.gpu} GPU" if given.gpu else ""
+    return f"pod {given.image or scene.cluster.image}{gpus}"
+
+
+def _last_attempt(workflow: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Return the node of a pod: what Argo tries again has a node above those of its pods."""
+    nodes = _nodes(workflow)
+    found = next((n for n in nodes.values() if n.get("displayName") == name), None)
+    if found is None or found.get("type") in ("Skipped", "Omitted"):
+        return None
+    children = [nodes[key] for key in found.get("children") or [] if key in nodes]
+    pods_only = [node for node in children if str(node["displayName"]).startswith(f"{name}(")]
+    return pods_only[-1] if pods_only else found
+
+
+def _check_download(client: ArgoClient, scene: Scene, workflow: Mapping[str, Any]) -> Check:
+    """Fetch what the last pod has left through the Argo server, as `dpaflow download` does."""
+    node = _last_attempt(workflow, READ_BACK)
+    name = "download"
+    if node is None or node.get("phase") != "Succeeded":
+        return Check(name, "unknown", "not tried: there is nothing to fetch")
+    with TemporaryDirectory() as folder:
+        try:
+            client.artifact(workflow, node["id"], "folder", Path(folder) / "folder.tgz")
+        except DPAError as error:
+            advice = (
+                "the Argo server reads the bucket as the owner of the token, who needs `get` on "
+                f"the secret {scene.cluster.storage.secret}; see deploy/kubernetes"
+            )
+            return Check(name, "error", str(error), advice)
+    return Check(name, "ok", "results come back through the Argo server")
