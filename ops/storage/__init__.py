@@ -15,10 +15,10 @@ What was fetched is kept in a cache ($DPAFLOW_CACHE) which all processes of a ma
 from __future__ import annotations
 
 from ops.storage.client import StorageError
-from ops.storage.fetch import fetch, localize
-from ops.storage.listing import Object, listing, signature
+from ops.storage.local import fetch, localize
+from ops.storage.lookup import Object, listing, signature
 from ops.storage.published import publish_folder
-from ops.storage.upload import content_url, upload, upload_content
+from ops.storage.uploads import content_url, upload, upload_content
 from ops.storage.urls import is_outside, is_url
 
 __all__ = [

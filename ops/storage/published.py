@@ -18,8 +18,8 @@ from typing import Any
 from dpa_core.errors import DataError
 from ops.files import write_text
 from ops.storage.client import MISSING, connect, error_code, plain_errors, read_small
-from ops.storage.download import digest
-from ops.storage.upload import upload_files
+from ops.storage.downloads import digest
+from ops.storage.uploads import upload_files
 from ops.storage.urls import Place, parse_target
 
 POINTER, MANIFEST, CARD = "latest.json", "manifest.json", "model.json"

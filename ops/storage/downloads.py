@@ -35,7 +35,7 @@ from ops.storage.client import (
 )
 
 if TYPE_CHECKING:
-    from ops.storage.listing import Object
+    from ops.storage.lookup import Object
 
 CHUNK = 16 * 2**20
 BLOCK = 128 * 2**10

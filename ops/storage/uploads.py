@@ -11,7 +11,7 @@ from typing import Any
 
 from dpa_core.errors import DataError
 from ops.storage.client import MISSING, connect, error_code, in_parallel, plain_errors
-from ops.storage.download import SHA256, digest
+from ops.storage.downloads import SHA256, digest
 from ops.storage.urls import MAGIC, SCHEME, Place, parse_target
 
 PART = 16 * 2**20

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from dpa_core.errors import DataError
 from ops.storage.cache import Cache, open_cache
 from ops.storage.client import Changed, connect, in_parallel, pause, plain_errors
-from ops.storage.download import CHUNK, download
-from ops.storage.listing import Found, Object, find
+from ops.storage.downloads import CHUNK, download
+from ops.storage.lookup import Found, Object, find
 from ops.storage.published import CARD, check_version
 from ops.storage.urls import as_url, is_url, parse
 
