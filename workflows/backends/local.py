@@ -150,7 +150,8 @@ def prune(
     for path in workflow.iterdir() if workflow.is_dir() else ():
         if path.name not in keep and path.name not in followed:
             _remove(path)
-    _remove(folder.dflow / "upload")
+    if not followed:  # their inputs are links to there
+        _remove(folder.dflow / "upload")
     for node in nodes:
         outdir = folder.steps / node.key
         status = read_status(outdir)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MARK = "DPAFLOW_JOB"
+"""Environment variable with the name of a job that is no Slurm's."""
 STEP = "DPAFLOW_STEP"
 """Environment variable with the key of the job's step."""
 
@@ -33,9 +35,9 @@ def read_claim(claim: Path) -> str:
 
 
 def job_number() -> str:
-    """Return the number of this very job; that of the session where there is no Slurm."""
-    if os.environ.get("DPAFLOW_BATCH") == "shell":
-        return str(os.getsid(0))
+    """Return the number of this very job; its name where there is no Slurm."""
+    if os.environ["DPAFLOW_BATCH"] == "shell":
+        return os.environ[MARK]
     return os.environ["SLURM_JOB_ID"]
 
 

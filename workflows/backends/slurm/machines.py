@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +15,8 @@ from dpdispatcher.machines.shell import Shell
 from dpdispatcher.machines.slurm import Slurm
 from dpdispatcher.utils.job_status import JobStatus
 
-from workflows.backends.slurm.queue import MARK, Job
+from workflows.backends.slurm.job import MARK
+from workflows.backends.slurm.queue import Job
 
 
 class Keeper(Protocol):
@@ -74,6 +73,7 @@ class FollowedShell(Shell):
     """Processes of this machine, which live on when their submitter is killed, as in Slurm."""
 
     keeper: Keeper
+    process: subprocess.Popen[bytes] | None = None
 
     def do_submit(self, job: Any) -> str:
         """Start the script as the leader of a session of its own."""
@@ -82,14 +82,13 @@ class FollowedShell(Shell):
             self.context.write_file(job.script_file_name, self.gen_script(job))
             self.context.write_file(f"{job.script_file_name}.run", self.gen_script_command(job))
             folder = Path(self.context.remote_root)
-            name = job.job_task_list[0].task_name
+            number = job.job_task_list[0].task_name
             with (folder / "job-shell.out").open("ab") as output:
-                process = subprocess.Popen(
-                    ["bash", job.script_file_name], cwd=folder, env={**os.environ, MARK: name},
+                self.process = subprocess.Popen(
+                    ["bash", job.script_file_name], cwd=folder, env={**os.environ, MARK: number},
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )  # fmt: skip
-            number = str(process.pid)
         self.keeper.submitted(number)
         return number
 
@@ -97,16 +96,11 @@ class FollowedShell(Shell):
         """Look for the process."""
         if not job.job_id:
             return JobStatus.unsubmitted
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(int(job.job_id), os.WNOHANG)  # ours: no zombie is to stay
+        if self.process is not None:
+            self.process.poll()  # no zombie is to stay
         if self.keeper.find() is not None:
             return JobStatus.running
         return JobStatus.finished if self.check_finish_tag(job) else JobStatus.terminated
-
-    def kill(self, job: Any) -> None:
-        """End the whole session."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(job.job_id), signal.SIGTERM)
 
 
 MACHINES: Mapping[str, type[FollowedSlurm] | type[FollowedShell]] = {

@@ -9,13 +9,14 @@ import contextlib
 import getpass
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dpa_core.errors import DPAError
+from ops.base import STOP_GRACE
+from workflows.backends.slurm.job import MARK
 
 PATIENCE = 60.0
 """Seconds a command of Slurm may take to answer."""
@@ -27,8 +28,6 @@ LIVE = frozenset({
     "STAGE_OUT",
 })  # fmt: skip
 """States of a job that may still write files; every other one is final."""
-MARK = "DPAFLOW_JOB"
-"""Environment variable by which `ShellQueue` finds its jobs."""
 
 
 class QueueError(DPAError):
@@ -93,35 +92,42 @@ class SlurmQueue:
 
 
 class ShellQueue:
-    """Jobs that are processes of this machine, each the leader of a session."""
+    """Jobs that are processes of this machine; a job's number is its name."""
 
     def jobs(self) -> list[Job]:
-        """Return the processes that bear our mark."""
-        import psutil
-
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) != process.pid:
-                    continue
-                name = process.environ().get(MARK)
-                if name and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(Job(str(process.pid), name, "RUNNING"))
-        return found
+        """Return the jobs of which a process is left."""
+        return [Job(name, name, "RUNNING") for name in sorted(self._processes())]
 
     def cancel(self, ids: Collection[str]) -> None:
         """Ask all processes of the jobs to end, then make them."""
-        live = {job.id for job in self.jobs()} & set(ids)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for job in sorted(live):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(int(job), number)
-            time.sleep(0.2 if number == signal.SIGTERM else 0)
+        import psutil
+
+        found = [process for name, many in self._processes().items() if name in ids
+                 for process in many]  # fmt: skip
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, left = psutil.wait_procs(found, STOP_GRACE)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def end(self, job: str) -> str:
         """Return nothing: nobody keeps books."""
         del job
         return ""
+
+    def _processes(self) -> dict[str, list[Any]]:
+        """Return the processes that bear our mark, which children inherit."""
+        import psutil
+
+        found: dict[str, list[Any]] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                name = process.environ().get(MARK)
+                if name and process.status() != psutil.STATUS_ZOMBIE:
+                    found.setdefault(name, []).append(process)
+        return found
 
 
 def queue_of(batch: str) -> Queue:
