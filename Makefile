@@ -12,7 +12,7 @@ FAULTS ?= faults-run
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow faults lint format types clean
+.PHONY: help env demo test slow faults golden lint format types clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ slow: env ## run the tests that take minutes
 
 faults: env ## kill a loop 50 times at random moments, fill its disk, compare (half an hour)
 	$(BIN)/python benchmarks/faults/fault_test.py $(FAULTS)
+
+golden: env ## write tests/argo/golden anew: the examples as Argo workflows
+	$(BIN)/python -m tests.argo.make_golden
 
 lint: env ## ruff and import-linter
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Reading YAML (and JSON, which YAML includes) that a person wrote."""
+"""YAML (and JSON, which YAML includes): reading what a person wrote, writing what one may read."""
 
 from __future__ import annotations
 
@@ -50,3 +50,28 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML or JSON: {error}") from error
+
+
+class _Readable(yaml.SafeDumper):
+    """Safe dumper of its own, so that no other library changes how texts are written."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Readable.add_representer(str, _text)
+
+
+def to_yaml(data: Any, width: int = 100) -> str:
+    """Return plain data as YAML text: keys in their order, texts of several lines as such.
+
+    Parameters
+    ----------
+    data
+        Dictionaries, lists, numbers, strings.
+    width
+        Columns after which long lines are folded.
+    """
+    return yaml.dump(data, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=width)

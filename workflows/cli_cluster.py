@@ -63,11 +63,11 @@ def render(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write; - for the terminal.")],
 ) -> None:
     """Write the Argo workflow of a pipeline; no server is asked, nothing is copied."""
+    from dpa_core.yaml_file import to_yaml
     from ops.files import write_text
     from workflows.backends.argo.control import prepare
     from workflows.backends.argo.limits import measure
     from workflows.backends.argo.render import render as make
-    from workflows.backends.argo.render import to_yaml
     from workflows.schema import load_pipeline
 
     run, uploads = prepare(load_pipeline(pipeline))

@@ -23,7 +23,7 @@ from dpa_core.config import (
     parse_config,
 )
 from dpa_core.errors import ConfigError
-from dpa_core.yaml_file import read_yaml
+from dpa_core.yaml_file import read_yaml, to_yaml
 from ops.collect import CollectConfig
 from ops.storage import is_url
 from ops.test import RunTestConfig
@@ -303,4 +303,4 @@ def inline_templates(pipeline: Pipeline) -> Pipeline:
 def dump_pipeline(pipeline: Pipeline) -> str:
     """Return the pipeline as YAML, paths absolute and variables replaced."""
     data = pipeline.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return to_yaml(data)

@@ -66,6 +66,15 @@ def measure(manifest: Mapping[str, Any]) -> Size:
     )  # fmt: skip
 
 
+def check_pods(number: int, run: Run) -> None:
+    """Raise ConfigError if a workflow would have more pods than the pipeline allows."""
+    most = run.settings.cluster.max_pods
+    if number > most:
+        raise ConfigError(
+            f"{run.workflow} would have {number} pods, cluster.max_pods allows {most}; {ADVICE}"
+        )
+
+
 def check_size(manifest: Mapping[str, Any], run: Run) -> Size:
     """Return the size of a workflow.
 
@@ -75,11 +84,6 @@ def check_size(manifest: Mapping[str, Any], run: Run) -> Size:
         If it is larger than Argo takes.
     """
     size = measure(manifest)
-    most = run.settings.cluster.max_pods
-    if size.pods > most:
-        raise ConfigError(
-            f"{run.workflow} would have {size.pods} pods, cluster.max_pods allows {most}; {ADVICE}"
-        )
     if size.total > MAX_OBJECT:
         raise ConfigError(
             f"{run.workflow} would be an object of {size.total / 1e6:.2f} MB ({size.pods} pods), "

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
-
 from ops.base import OPS, OpSpec, StepRequest, find_op
 from ops.pod import DEFAULTS, IN, WORK
 from workflows.backends.argo.harden import harden
-from workflows.backends.argo.limits import check_size
+from workflows.backends.argo.limits import check_pods, check_size
 from workflows.backends.argo.pods import FOLDER, PLOTS, REPORT, SUMMARY, pod_options
 from workflows.backends.argo.run import ADVANCE, Run, plan_run
 from workflows.graph import Node, needs
@@ -46,16 +44,12 @@ def render(run: Run, done: Mapping[str, str] | None = None) -> dict[str, Any]:
     nodes, prints = plan_run(run)
     finished = {key for key in prints if (done or {}).get(key) == prints[key]}
     todo = [node for node in nodes if node.key not in finished]
+    check_pods(len(todo) + run.goes_on, run)
     with offline(run):
         manifest = _to_argo(run, todo, prints)
     manifest = harden(manifest, run, {node.key: node for node in todo}, prints)
     check_size(manifest, run)
     return manifest
-
-
-def to_yaml(manifest: Mapping[str, Any]) -> str:
-    """Return a manifest as text; the same manifest is always the same text."""
-    return yaml.safe_dump(dict(manifest), sort_keys=False, allow_unicode=True, width=100)
 
 
 def artifact_key(run: Run, key: str, fingerprint: str, artifact: str) -> str:
@@ -104,6 +98,8 @@ def _to_argo(run: Run, todo: list[Node], prints: Mapping[str, str]) -> dict[str,
         dag.add(_advance(run, tasks))
     workflow = Workflow(run.name, dag=dag, id=run.workflow, parameters=run.parameters(),
                         parallelism=run.settings.cluster.parallelism)  # fmt: skip
+    # every template is another one; to compare all with all takes minutes for a thousand
+    workflow.deduplicate_templates = lambda: None
     found: dict[str, Any] = workflow.to_dict()
     return found
 
