@@ -99,7 +99,7 @@ def _to_argo(run: Run, todo: list[Node], prints: Mapping[str, str]) -> dict[str,
     workflow = Workflow(run.name, dag=dag, id=run.workflow, parameters=run.parameters(),
                         parallelism=run.settings.cluster.parallelism)  # fmt: skip
     # every template is another one; to compare all with all takes minutes for a thousand
-    workflow.deduplicate_templates = lambda: None
+    workflow.deduplicate_templates = lambda: None  # type: ignore[method-assign]
     found: dict[str, Any] = workflow.to_dict()
     return found
 
