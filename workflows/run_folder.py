@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
+import threading
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ JOB_NOTE = "job"
 """File in dflow's folder of a step: what its job waits for, in one line."""
 LOCK_PATIENCE = 5.0
 """Seconds a new run waits for one that is just ending."""
+HEARTBEAT = 15.0
+"""Seconds between two signs of life for other machines."""
 
 
 class RunFolder(NamedTuple):
@@ -44,6 +49,11 @@ class RunFolder(NamedTuple):
     def master_lock(self) -> Path:
         """Held by dflow's process and its workers."""
         return self.root / ".dflow" / "master.lock"
+
+    @property
+    def owner(self) -> Path:
+        """Process and machine that run this folder, touched while they do."""
+        return self.root / ".dflow" / "owner"
 
     @property
     def log(self) -> Path:
@@ -75,22 +85,48 @@ def locked(folder: RunFolder) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.dflow.mkdir(parents=True, exist_ok=True)
-    owner = folder.dflow / "owner"
     lock = FileLock(folder.dflow / "lock", timeout=LOCK_PATIENCE)
     try:
         lock.acquire()
+        if _held_elsewhere(folder):
+            lock.release()
+            raise Timeout(lock.lock_file)
     except Timeout as error:
-        pid = owner.read_text(encoding="utf-8") if owner.exists() else "?"
         raise ConfigError(
-            f"{folder.root} is being run by process {pid}; watch it with "
-            f"`dpaflow status {folder.root}`, or choose another folder with --out"
+            f"{folder.root} is being run by process {read_text(folder.owner) or '?'}; watch it "
+            f"with `dpaflow status {folder.root}`, or choose another folder with --out"
         ) from error
+    done = threading.Event()
     try:
-        owner.write_text(str(os.getpid()), encoding="utf-8")
+        folder.owner.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        threading.Thread(target=_beat, args=(folder.owner, done), daemon=True).start()
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        done.set()
+        folder.owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _beat(owner: Path, done: threading.Event) -> None:
+    """Show other machines that this run is alive."""
+    while not done.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):
+            os.utime(owner)
+
+
+def _held_elsewhere(folder: RunFolder) -> bool:
+    """Return whether a process of another machine runs the folder.
+
+    On many file systems of clusters the lock of one login node is not seen by the next.
+    """
+    _, on, host = read_text(folder.owner).rpartition(" on ")
+    if not on or host == socket.gethostname():
+        return False
+    clock = folder.dflow / "lock"
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(clock)  # the file server's time: clocks of machines may differ
+        return clock.stat().st_mtime - folder.owner.stat().st_mtime < 4 * HEARTBEAT
+    return False
 
 
 def wait_for_master(folder: RunFolder) -> None:
@@ -126,7 +162,7 @@ def is_running(folder: RunFolder) -> bool:
         return False
     try:
         with FileLock(folder.dflow / "lock", timeout=0):
-            return False
+            return _held_elsewhere(folder)
     except Timeout:
         return True
 

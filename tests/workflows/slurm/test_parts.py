@@ -1,8 +1,10 @@
 """The parts of the Slurm backend, each by itself."""
 
 import itertools
+import os
 import re
 import subprocess
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -121,9 +123,7 @@ class TestEnds:
         assert verdict(spec(), old, "7", "TIMEOUT", "").kind == "timeout"
 
     def test_whose_time_limit_it_was(self):
-        own = self.running._replace(
-            state="failed", kind="timeout", reason="raise execution.timeout"
-        )
+        own = self.running._replace(state="failed", kind="timeout", reason="raise it")
         assert "job 7 reached its time limit" in verdict(spec(), own, "7", "FAILED", "").reason
         assert again(spec(), own, own) == "limit"
         mine = spec(timeout=60)
@@ -270,3 +270,29 @@ def test_what_dpdispatcher_is_told():
 def test_unknown_settings_are_refused():
     with pytest.raises(ValidationError, match="partitions"):
         SlurmResources.model_validate({"partitions": "gpu"})
+
+
+def test_a_run_of_another_login_node_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "HEARTBEAT", 0.05)
+    folder = run_folder.RunFolder(tmp_path)
+    with run_folder.locked(folder):
+        text, begin = folder.owner.read_text(), folder.owner.stat().st_mtime_ns
+        for _ in range(100):
+            time.sleep(0.05)
+            if folder.owner.stat().st_mtime_ns > begin:
+                break
+        else:
+            pytest.fail("no sign of life")
+    assert not folder.owner.exists()
+    monkeypatch.setattr(run_folder, "HEARTBEAT", 15)
+    folder.owner.write_text(text.partition(" on ")[0] + " on login2")
+    assert run_folder.is_running(folder)
+    with (
+        pytest.raises(ConfigError, match=r"run by process \d+ on login2"),
+        run_folder.locked(folder),
+    ):
+        pytest.fail("two runs of one folder")
+    os.utime(folder.owner, (0, time.time() - 61))  # it was killed
+    assert not run_folder.is_running(folder)
+    with run_folder.locked(folder):
+        assert "login2" not in folder.owner.read_text()
