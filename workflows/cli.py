@@ -281,8 +281,12 @@ def doctor(
     wait: Annotated[float, typer.Option(help="Seconds those pods may take.")] = 300.0,
 ) -> None:
     """Check this machine or, with --cluster, the cluster: what is missing and what to do."""
+    from dpa_core.errors import ConfigError
     from workflows.doctor import check, lines
 
+    if not cluster and (context is not None or (place is not None and place.is_file())):
+        raise ConfigError("a context file or a pipeline is of use with --cluster only: "
+                          f"dpaflow doctor --cluster {place or ''}")  # fmt: skip
     groups = _ask_cluster(place, context, probe, wait) if cluster else [check(place or Path())]
     failed = False
     for checks in groups:

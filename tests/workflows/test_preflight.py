@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from tests.workflows.kubernetes_api import KubernetesAPI, refusal, serving
+from tests.workflows.kubernetes_api import KubernetesAPI, serving
 from workflows import cli
 from workflows.backends.argo import preflight as package
 from workflows.backends.argo.context import Context
@@ -444,6 +444,7 @@ def quota(hard: dict[str, str], used: dict[str, str]) -> dict[str, Any]:
         ("requests.nvidia.com/gpu", "8", "0", gpu(gpu=2), "ok", ""),
         ("requests.nvidia.com/gpu", "0", "0", {}, "ok", ""),
         ("pods", "0", "0", {}, "error", "needs 1"),
+        ("count/workflows.argoproj.io", "5", "5", {}, "warning", "5 in use"),
         ("cpu", "3", "0", {}, "warning", "at once"),
         ("cpu", "3", "0", {"parallelism": 1}, "ok", ""),
     ],
@@ -592,7 +593,7 @@ def test_nobody_answers(context: Context) -> None:
 
 @pytest.mark.parametrize(
     ("version", "verdict"),
-    [("v3.4.17", "error"), ("v3.5.0", "ok"), ("v4.0.1", "ok"), ("v9.1.0", "warning"),
+    [("v3.4.17", "error"), ("v3.5.0", "ok"), ("v4.1.4", "ok"), ("v9.1.0", "warning"),
      ("untagged", "warning")],
 )  # fmt: skip
 def test_server_version(argo: ArgoServer, version: str, verdict: str) -> None:
@@ -741,6 +742,12 @@ def test_bucket(s3: str, context: Context, demo: Pipeline) -> None:
     assert "kubectl -n storage port-forward svc/minio 9000:9000" in check.advice
 
 
+def test_profile_that_is_not_there(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    (check,) = check_bucket(set_scene(context, None))
+    assert (check.verdict, check.found) == ("error", "S3 cannot be set up (ProfileNotFound)")
+
+
 def test_bucket_without_credentials(
     context: Context, demo: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -765,6 +772,7 @@ DIGEST = "sha256:" + "0" * 64
     [
         ("dpaflow:0.1.0", "docker.io/library/dpaflow:0.1.0"),
         ("me/dpaflow:0.1.0", "docker.io/me/dpaflow:0.1.0"),
+        ("docker.io/dpaflow:0.1.0", "docker.io/library/dpaflow:0.1.0"),
         ("ghcr.io/me/dpaflow:0.1.0", "ghcr.io/me/dpaflow:0.1.0"),
         ("localhost:5000/a/b/c:v1", "localhost:5000/a/b/c:v1"),
         (f"quay.io/me/x@{DIGEST}", f"quay.io/me/x@{DIGEST}"),
@@ -794,6 +802,7 @@ def test_image_without_registry(kube: KubernetesAPI, context: Context, demo: Pip
         kube.get("Node", name)["status"]["images"] = [item]
     assert check_image(context, demo, connect(context)).verdict == "ok"
     assert check_image(context, demo, image_pull_policy="Always").verdict == "error"
+    assert "kind load" in check_image(context, demo, image="localhost/dpaflow:0.1.0").advice
 
 
 def test_image_by_wrong_name(context: Context, demo: Pipeline) -> None:
@@ -882,6 +891,8 @@ def test_nothing_secret_is_printed(
     credentials: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any,
 ) -> None:  # fmt: skip
     """All checks, in good and bad states, through the command; planted texts nowhere."""
+    import boto3
+
     path = tmp_path / "pipeline.yaml"
     path.write_text((cli.TEMPLATES / "demo.yaml").read_text())
     data = Path(demo.data["ternary"].sources[0].path).parent
@@ -890,11 +901,12 @@ def test_nothing_secret_is_printed(
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr("sys.argv", ["dpaflow", "doctor", "--cluster", str(path), "--no-probe"])
+    boto3.client("s3").create_bucket(Bucket="dpaflow")
     text = ""
     with serving(argo.answer) as url:
         settings = {"server": url, "kubeconfig": str(context.kubeconfig)}
         (tmp_path / "context.yaml").write_text(yaml.safe_dump(settings))
-        for spoil in ("nothing", "argo", "kubernetes", "s3"):
+        for spoil, code in (("nothing", 0), ("argo", 1), ("kubernetes", 0), ("s3", 1)):
             tokens = dict(kube.tokens)
             if spoil == "argo":
                 argo.tokens = {"other"}
@@ -902,9 +914,10 @@ def test_nothing_secret_is_printed(
                 kube.tokens.clear()
             if spoil == "s3":
                 monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-            with pytest.raises(SystemExit):
+            with pytest.raises(SystemExit) as caught:
                 cli.main()
             out, err = capsys.readouterr()
+            assert caught.value.code == code, out
             text += out + err
             argo.tokens, kube.tokens = {TOKEN}, tokens
     assert "may submit" in text
@@ -915,16 +928,40 @@ def test_nothing_secret_is_printed(
     assert encoded not in text
 
 
-def test_context_is_given_by_name(argo: ArgoServer, tmp_path: Path) -> None:
-    """The list for `submit` is what the command prints."""
+def test_a_check_that_breaks_is_no_reason_not_to_submit() -> None:
+    def broken() -> Iterator[Check]:
+        yield Check("first", "ok", "")
+        raise KeyError(TOKEN)
+
+    first, second = guard("name", broken)
+    assert (first.name, second.verdict) == ("first", "unknown")
+    assert "KeyError in broken" in second.found
+    assert TOKEN not in second.found
+
+
+def test_kubeconfig_that_has_expired(kube: KubernetesAPI, context: Context, demo: Pipeline) -> None:
+    kube.tokens.clear()
+    names = [(check.name, check.verdict) for check in package._kubernetes(set_scene(context, demo))]
+    assert names == [("Kubernetes", "unknown"), ("image dpaflow:0.1.0", "warning")]
+
+
+def test_pipeline_without_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text("name: x")
+    monkeypatch.setattr("sys.argv", ["dpaflow", "doctor", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert f"dpaflow doctor --cluster {path}" in capsys.readouterr().err
+
+
+def test_kubeconfig_that_is_not_there(argo: ArgoServer, tmp_path: Path) -> None:
+    """The list that `submit` looks at."""
     with serving(argo.answer) as url:
         context = Context(server=url, token=SecretStr(TOKEN), kubeconfig=tmp_path / "none")
         found = {check.name: check.verdict for check in preflight(context, None, probe=True)}
     assert found["Argo server"] == "ok"
     assert found["Kubernetes"] == "error"  # the kubeconfig that was named is not there
     assert found["probe"] == "unknown"  # not started after an error
-
-
-def test_refusals_look_like_those_of_kubernetes() -> None:
-    status, document = refusal(403, "Forbidden", "no")
-    assert (status, document["kind"], document["code"]) == (403, "Status", 403)

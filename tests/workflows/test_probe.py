@@ -128,7 +128,7 @@ def test_a_device_that_computes_wrongly(tmp_path: Path, monkeypatch: pytest.Monk
     assert "computes wrongly" in finding.advice
 
 
-def test_as_a_process(tmp_path: Path, root: Path) -> None:
+def test_as_a_process(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the pod starts; the second one finds what the first has left."""
     source = tmp_path / "script"
     first, second = tmp_path / "first", tmp_path / "second"
@@ -144,8 +144,9 @@ def test_as_a_process(tmp_path: Path, root: Path) -> None:
     assert {"dpaflow", "memory", "scratch"} <= names
     (finding,) = start(second, first / "out", mark="abc", reads="folder")
     assert (finding["name"], finding["verdict"]) == ("results", "ok")
-    (finding,) = start(second, first / "out", mark="other", reads="folder")
-    assert (finding["verdict"], finding["found"]) == ("error", "something else came")
+    monkeypatch.setenv("DPAFLOW_IN", str(first / "out"))
+    (other,) = look(request(mark="other", reads="folder"), second)
+    assert (other.verdict, other.found) == ("error", "something else came")
 
 
 # --- the workflow

@@ -7,6 +7,7 @@ probe's pods.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ from workflows.doctor import Check
 if TYPE_CHECKING:
     from workflows.backends.argo.context import Context
     from workflows.schema import Pipeline
+
+log = logging.getLogger(__name__)
 
 KUBE_CHECKS = (
     ("namespace", quota.check_namespace),
@@ -107,6 +110,12 @@ def guard(name: str, function: Callable[..., Iterable[Check]], *arguments: Any) 
         found.append(Check(name, "unknown", text, "ask who runs the cluster to look at this"))
     except (DPAError, KubeError, OSError) as error:
         found.append(Check(name, "error", f"not checked: {error}"))
+    except Exception as error:
+        # a mistake of ours, or an answer that nobody foresaw: no reason not to submit. Its text
+        # may hold anything, so it is not shown
+        log.debug("check %s", name, exc_info=True)
+        text = f"not checked: {type(error).__name__} in {function.__name__}"
+        found.append(Check(name, "unknown", text, "please report it"))
     return found
 
 
@@ -132,7 +141,7 @@ def _kubernetes(scene: Scene) -> list[Check]:
         kube, found = None, [Check(name, "error", str(error))]
     else:
         found = [_without_kubeconfig(scene)] if kube is None else guard(name, _hello, kube)
-    if kube is None or any(check.verdict == "error" for check in found):
+    if kube is None or any(check.verdict in ("error", "unknown") for check in found):
         return found + guard("images", images.check_images, scene, None)
     for subject, function in KUBE_CHECKS:
         found += guard(subject, function, scene, kube)

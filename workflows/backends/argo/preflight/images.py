@@ -42,9 +42,15 @@ class Image(NamedTuple):
     @property
     def full(self) -> str:
         """The name as nodes list it."""
-        path = self.path if "/" in self.path or self.registry else f"library/{self.path}"
+        registry = self.registry or DOCKER
+        path = f"library/{self.path}" if registry == DOCKER and "/" not in self.path else self.path
         joint = "@" if self.reference.startswith("sha256:") else ":"
-        return f"{self.registry or DOCKER}/{path}{joint}{self.reference}"
+        return f"{registry}/{path}{joint}{self.reference}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no registry can be meant: docker names images so that were built here."""
+        return self.registry == "localhost" or (self.registry is None and "/" not in self.path)
 
 
 def parse_image(text: str) -> Image | None:
@@ -78,7 +84,7 @@ def _check_image(text: str, key: str, scene: Scene, kube: Kube | None) -> Check:
     there = _on_nodes(image, kube)
     if there == "all":
         return Check(name, "ok", "is on every node")
-    if image.registry is None and "/" not in image.path:
+    if image.is_local:
         return _loaded_only(name, text, key, scene, there)
     return _judge(name, key, scene, *_ask_registry(image))
 
@@ -126,8 +132,9 @@ def _judge(name: str, key: str, scene: Scene, status: int | None, said: str) -> 
         return Check(name, "unknown", found, "the probe pulls it: --probe")
     if status in (401, 403):
         advice = (
-            f"if it is private, put the registry's password into a secret (kubectl create secret "
-            f"docker-registry) and name that in cluster.image_pull_secrets; else correct {key}"
+            "if it is private, put the registry's password into a secret (kubectl create secret "
+            "docker-registry) and name that in cluster.image_pull_secrets, unless the nodes may "
+            f"pull it anyway (--probe shows it); if it does not exist, correct {key}"
         )
         return Check(name, "warning", "is private or does not exist", advice)
     return Check(name, "unknown", f"cannot be asked from here ({said})", "the probe pulls it")

@@ -12,6 +12,8 @@ from workflows.doctor import Check
 from workflows.graph import levels
 from workflows.schema_cluster import Resources
 
+COUNTED = ("pods", "count/pods", "count/workflows.argoproj.io")
+"""What a quota counts that a run needs at least one of."""
 LEVEL = "pod-security.kubernetes.io/enforce"
 
 
@@ -93,7 +95,7 @@ def _check_line(
 
 
 def _asked(resources: Resources, what: str) -> float:
-    return 1.0 if what in ("pods", "count/pods") else requests(resources).get(what, 0.0)
+    return 1.0 if what in COUNTED else requests(resources).get(what, 0.0)
 
 
 def at_once(scene: Scene) -> dict[str, float]:

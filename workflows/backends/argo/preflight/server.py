@@ -16,7 +16,7 @@ from workflows.backends.argo.scene import Scene
 from workflows.backends.argo.transport import ServerError, Transport
 from workflows.doctor import Check
 
-NEWEST = (4, 0)
+NEWEST = (4, 1)
 """Latest version of Argo that its objects have been compared with."""
 SOON = 3600
 """Seconds. A token that ends sooner is worth a warning."""

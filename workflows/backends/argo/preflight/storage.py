@@ -19,18 +19,24 @@ def check_bucket(scene: Scene) -> Iterator[Check]:
     """Write, read and delete a small object."""
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     storage = scene.cluster.storage
     name = f"bucket {storage.bucket}"
     quick = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 1})
-    session = boto3.Session()
-    if not _has_credentials(session):
-        advice = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to check it from here"
-        yield _without(scene, name, "not checked from here: no credentials at hand", advice)
+    try:
+        session = boto3.Session()
+        if not _has_credentials(session):
+            advice = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to check it from here"
+            yield _without(scene, name, "not checked from here: no credentials at hand", advice)
+            return
+        client = session.client(
+            "s3", endpoint_url=endpoint(storage), config=quick, region_name=storage.region
+        )
+    except (BotoCoreError, ValueError) as error:
+        advice = "look at AWS_PROFILE, AWS_ENDPOINT_URL and ~/.aws/config"
+        yield Check(name, "error", f"S3 cannot be set up ({type(error).__name__})", advice)
         return
-    client = session.client(
-        "s3", endpoint_url=endpoint(storage), config=quick, region_name=storage.region
-    )
     yield _try(scene, name, client)
 
 
