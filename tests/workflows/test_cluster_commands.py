@@ -3,6 +3,7 @@
 The workflows really run, as processes on this machine; their steps are toys.
 """
 
+import json
 import re
 import time
 
@@ -11,9 +12,17 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.argo_server.faults import Fault
-from tests.argo_server.fixtures import argo_server, certificate, serve  # noqa: F401
+from tests.argo_server.fixtures import (  # noqa: F401
+    ACCESS,
+    BUCKET,
+    SECRET,
+    argo_server,
+    certificate,
+    s3_server,
+    serve,
+)
 from workflows import cli, revisions
-from workflows.backends.argo import watch
+from workflows.backends.argo import control, inputs, watch
 from workflows.graph import Node
 
 ADD, PAGE = "tests.workflows.toy_ops:ADD", "tests.workflows.toy_ops:PAGE"
@@ -79,7 +88,7 @@ def scene(argo_server, tmp_path, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(revisions, "plan", plan)
     monkeypatch.setattr(watch, "PAUSE", 0.05)
-    monkeypatch.setattr("workflows.backends.argo.control.signatures", lambda *_: {})
+    monkeypatch.setattr(control, "signatures", lambda *_: {})
     monkeypatch.setenv("ARGO_SERVER", argo_server.url)
     monkeypatch.setenv("ARGO_TOKEN", f"Bearer {argo_server.token}")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -126,7 +135,7 @@ def test_a_mistake_is_one_screen_and_resume_keeps_what_is_done(scene):
     assert "  | --- c: attempt 1\n" in screen
     assert "  log: dpaflow logs my-alloy c\n" in screen
     assert screen.endswith("continue with: dpaflow resume my-alloy\n")
-    assert screen in scene("status", "my-alloy")
+    assert screen.partition("\n\n")[2] in scene("status", "my-alloy")
     assert "NaN in frame 3" in scene("logs", "my-alloy")
     assert "has not succeeded" in scene("download", "my-alloy", "c", code=2)
     scene.steps["c"] = {}
@@ -164,19 +173,16 @@ def test_a_pod_that_cannot_start_is_reported_while_it_waits(scene):
 
 
 def test_changed_settings_from_a_step_on(scene):
-    scene(*SUBMIT, "--watch")
+    scene.steps["a"] = {"fail": "data"}
+    scene(*SUBMIT, "--watch", code=1)
     assert "no such step; there are a, c" in scene("resume", "my-alloy", "--from", "d", code=2)
-    assert "--set needs --from" in scene(
-        "resume", "my-alloy", "--set", "execution.retries=2", code=2
-    )
-    out = scene("resume", "my-alloy", "--from", "c", "--set", "execution.retries=2")
-    assert "1 steps, 1 done by earlier workflows are kept; a new workflow: settings changed" in out
-    scene("watch", "my-alloy")
-    assert scene.called() == ["a", "c", "c"]
-    workflow = scene.server.engine.workflows["my-alloy-002"].snapshot()
-    assert [
-        t["retryStrategy"]["limit"] for t in workflow["spec"]["templates"] if "script" in t
-    ] == ["2"]
+    change = ("--set", "execution.retries=2")
+    assert "--set needs --from" in scene("resume", "my-alloy", *change, code=2)
+    out = scene("resume", "my-alloy", "--from", "c", *change)
+    assert "run my-alloy: 2 steps; a new workflow: settings changed" in out
+    spec = scene.server.engine.workflows["my-alloy-002"].snapshot()["spec"]
+    limits = {t["name"]: t["retryStrategy"]["limit"] for t in spec["templates"] if "script" in t}
+    assert limits == {"a": "2", "c": "2"}
 
 
 def test_render_needs_no_server(scene, monkeypatch):
@@ -191,3 +197,34 @@ def test_render_needs_no_server(scene, monkeypatch):
     assert re.search(rf"{data} -> s3://dpaflow/dpaflow/inputs/[0-9a-f]{{16}}/frames.xyz", out)
     assert yaml.safe_load((scene.folder / "workflow.yaml").read_text())["kind"] == "Workflow"
     assert "connection refused" in scene("status", "my-alloy", code=1)
+
+
+def test_local_files_are_copied_to_the_bucket(scene, monkeypatch, s3_server):  # noqa: F811
+    import boto3
+
+    monkeypatch.setattr(control, "signatures", inputs.signatures)
+    for name, value in (("AWS_ACCESS_KEY_ID", ACCESS), ("AWS_SECRET_ACCESS_KEY", SECRET),
+                        ("AWS_DEFAULT_REGION", "us-east-1")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    data = [scene.folder / "known.xyz", scene.folder / "other.xyz"]
+    for path in data:
+        path.write_text(path.name)
+    pipeline = {**PIPELINE, "data": {"known": {"sources": [{"path": "known.xyz"}]}}}
+    pipeline["cluster"] = {"storage": {"bucket": BUCKET, "endpoint": s3_server}}
+    scene.file.write_text(yaml.safe_dump(pipeline))
+    scene.steps["c"] = {"fail": "data"}
+    scene(*SUBMIT, "--watch", code=1)
+    change = ("--set", "data.known.sources.0.path=other.xyz")
+    scene("resume", "my-alloy", "--from", "c", *change)
+    bucket = boto3.resource("s3", endpoint_url=s3_server).Bucket(BUCKET)
+    objects = bucket.objects.filter(Prefix="dpaflow/inputs")
+    there = {item.key: item.get()["Body"].read() for item in objects}
+    kept = {key.rpartition("/")[2]: value for key, value in there.items()}
+    assert kept == {"known.xyz": b"known.xyz", "other.xyz": b"other.xyz"}
+    workflow = json.dumps(scene.server.engine.workflows["my-alloy-002"].snapshot()["spec"])
+    for key in there:
+        assert f"s3://{BUCKET}/{key}" in workflow
+    assert str(data[1]) not in workflow
+    assert SECRET not in workflow
+    assert scene.server.token not in workflow

@@ -207,7 +207,8 @@ class Transport:
             )
         if "timed out" in text:
             return f"{server} does not answer in time; is it up, is there a firewall between?"
-        return f"{server}: the connection broke: {text[:MAX_TEXT]}"
+        hint = "; if it speaks https, set server: https://..." if "http://" in server else ""
+        return f"{server}: the connection broke: {text[:MAX_TEXT]}{hint}"
 
 
 def _is_final(error: ServerError) -> bool:

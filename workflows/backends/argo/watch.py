@@ -94,14 +94,15 @@ def show_status(run: ClusterRun, console: Console, *, every: bool = False) -> in
         for line in [*pending(states, run), *monitor.failed_steps(states, run)]:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         return 0
-    return _say_end(run, states, console)
+    return _say_end(run, states, console, summary=False)
 
 
 def show_end(run: ClusterRun, states: Sequence[StepState], console: Console) -> int:
     """Print the last view of a run that has ended; return its exit code."""
-    if run.phase == "Succeeded" or console.is_terminal:
+    table = run.phase == "Succeeded" or console.is_terminal
+    if table:
         console.print(iterations.view(states, run))
-    return _say_end(run, states, console)
+    return _say_end(run, states, console, summary=not table)
 
 
 def pending(states: Sequence[StepState], run: ClusterRun) -> list[str]:
@@ -115,13 +116,16 @@ def pending(states: Sequence[StepState], run: ClusterRun) -> list[str]:
     return found
 
 
-def _say_end(run: ClusterRun, states: Sequence[StepState], console: Console) -> int:
+def _say_end(
+    run: ClusterRun, states: Sequence[StepState], console: Console, *, summary: bool
+) -> int:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     bad = [step for step in states if step.state in ("failed", "paused")]
     if run.phase != "Succeeded" or bad:
-        say(monitor.failure_report(states, run, stopped=run.stopped))
+        report = monitor.failure_report(states, run, stopped=run.stopped)
+        say(report if summary else report.partition("\n")[2].lstrip("\n"))  # below a table
         if run.stopped:
             return 130
         return 1 if any(step.state == "failed" for step in bad) or not bad else 0
