@@ -18,6 +18,7 @@ from dpa_core.yaml_file import to_yaml
 from ops.base import StepRequest
 from tests.argo import make_golden
 from workflows.backends.argo.advance import following
+from workflows.backends.argo.inputs import externalise
 from workflows.backends.argo.limits import measure
 from workflows.backends.argo.render import fingerprint_of, render, script
 from workflows.backends.argo.run import ADVANCE, Run, load_run, plan_run
@@ -282,6 +283,30 @@ def test_processes_and_gpus_must_agree(tmp_path: Path) -> None:
 def test_wrong_resources(resources: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         pipeline(tmp_path, resources={"train": resources})
+
+
+def test_paths_that_pods_cannot_read(tmp_path: Path) -> None:
+    document = yaml.safe_load(SMALL)
+    document["data"]["known"]["sources"] = [{"path": "/home/me/data"}]
+    with pytest.raises(ConfigError, match="/home/me/data is on your machine, pods cannot read it"):
+        render(Run(parse_pipeline(yaml.safe_dump(document), "test")))
+    document["cluster"] = {"volumes": [{"pvc": "homes", "path": "/home"}]}
+    manifest = render(Run(parse_pipeline(yaml.safe_dump(document), "test")))
+    mounts = {m["mountPath"] for m in steps(manifest)["collect-known"]["script"]["volumeMounts"]}
+    assert "/home" in mounts
+
+
+def test_labels_by_hand_need_a_workspace(tmp_path: Path) -> None:
+    loaded = make_golden.load(EXAMPLES["concurrent_learning-cp2k"], tmp_path)
+    document = loaded.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    label = document["concurrent_learning"]["label"]
+    label["labeler"] = {"type": "manual", "inputs": label["labeler"]}
+    changed, _ = externalise(Pipeline.model_validate(document))
+    with pytest.raises(ConfigError, match=r"name a volume in cluster\.workspace"):
+        render(Run(changed))
+    document["cluster"] = {"workspace": "shared"}
+    changed, _ = externalise(Pipeline.model_validate(document))
+    assert "DPAFLOW_LABELS" in json.dumps(render(Run(changed)))
 
 
 def test_only_steps_that_read_the_bucket_get_its_keys(manifests: dict) -> None:

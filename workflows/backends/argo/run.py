@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
+from ops.labelers import ManualLabeler
 from workflows.concurrent_learning import Progress, decide_key
 from workflows.graph import Node, fingerprints, slug
 from workflows.revisions import Revision, revised_pipeline, revised_plan
 from workflows.schema import Pipeline, dump_pipeline, parse_pipeline
+from workflows.schema_paths import is_seen_by_pods, map_paths
 
 LABEL_RUN = "dpaflow/run"
 LABEL_SEQUENCE = "dpaflow/sequence"
@@ -123,8 +125,30 @@ def plan_run(run: Run) -> tuple[list[Node], dict[str, str]]:
 
 def plan_nodes(run: Run, planned: Sequence[Node]) -> tuple[list[Node], dict[str, str]]:
     """Return planned steps as they run in pods, and their fingerprints."""
-    nodes = [_on_gpus(run.settings, node) for node in planned]
+    settings = run.settings
+    _check_reach(settings)
+    nodes = [_on_gpus(settings, node) for node in planned]
     return nodes, fingerprints(nodes, run.signatures)
+
+
+def _check_reach(pipeline: Pipeline) -> None:
+    """Raise ConfigError if pods could not read a path, or not keep what they must."""
+
+    def check(path: str) -> str:
+        if not is_seen_by_pods(path, pipeline):
+            raise ConfigError(
+                f"{path} is on your machine, pods cannot read it; give an s3:// path or one on a "
+                "volume (cluster.volumes)"
+            )
+        return path
+
+    map_paths(pipeline, check)
+    loop = pipeline.concurrent_learning
+    if loop and isinstance(loop.label.labeler, ManualLabeler) and not pipeline.cluster.workspace:
+        raise ConfigError(
+            "concurrent_learning.label.labeler: manual; its inputs and results must outlive the "
+            "pod that waits for them: name a volume in cluster.workspace"
+        )
 
 
 def _on_gpus(pipeline: Pipeline, node: Node) -> Node:
