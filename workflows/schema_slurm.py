@@ -39,13 +39,13 @@ class SlurmResources(Config):
     qos: Word | None = None
     """Quality of service."""
     nodes: PositiveInt = 1
-    """Nodes."""
+    """Nodes; more than one only for commands that use srun or mpirun, not for trainings."""
     tasks: PositiveInt = 1
     """MPI ranks on each node, for commands of labelers and explorers that use srun or mpirun."""
     cpus: PositiveInt = 1
     """CPU cores of each task; also the number of threads."""
     gpus: NonNegativeInt = 0
-    """GPUs on each node (generic resource gpu)."""
+    """GPUs on each node (generic resource gpu); a training on several runs one process each."""
     gpu_type: Word | None = None
     """Type of the GPUs as the site calls it, e.g. a100."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None

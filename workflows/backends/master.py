@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,21 @@ def main() -> None:
     execution = Execution.model_validate(plan["execution"])
     prints = plan["fingerprints"]
     nodes = remaining([Node(**item) for item in plan["nodes"]], set(plan["todo"]), folder.steps)
-    steps = to_dflow(nodes, execution, prints, _executors(execution, prints, folder))
+    steps = _steps(nodes, execution, prints, folder)
     Workflow(WORKFLOW, steps=steps, id=WORKFLOW).submit()
 
 
-def _executors(
-    execution: Execution, prints: dict[str, str], folder: RunFolder
-) -> Callable[[Node], Any]:
+def _steps(
+    nodes: Sequence[Node], execution: Execution, prints: Mapping[str, str], folder: RunFolder
+) -> Any:
     if execution.backend == "local":
-        return lambda _: None
-    from workflows.backends.slurm.executor import executor_for
+        return to_dflow(nodes, execution, prints)
+    from workflows.backends.slurm.executor import executor_for, on_gpus
 
-    return lambda node: executor_for(node, execution, prints[node.key], folder)
+    nodes = [on_gpus(node, execution) for node in nodes]
+    return to_dflow(
+        nodes, execution, prints, lambda x: executor_for(x, execution, prints[x.key], folder)
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ export DPAFLOW_BATCH=slurm
 export DFLOW_MODE=debug
 export DFLOW_DEBUG_WORKDIR=/scratch/run/.dflow
 export DFLOW_DETECT_EMPTY_DIR=false
-export OMP_NUM_THREADS=8
-export MKL_NUM_THREADS=8
-export OPENBLAS_NUM_THREADS=8
+export OMP_NUM_THREADS=2
+export MKL_NUM_THREADS=2
+export OPENBLAS_NUM_THREADS=2
 export PYTHONUNBUFFERED=1
 
 module load cuda/12.4

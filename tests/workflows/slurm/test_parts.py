@@ -14,12 +14,14 @@ from dpa_core.errors import ConfigError
 from ops.base import STATUS, Status
 from ops.files import write_json
 from tests.workflows.slurm import fake_slurm
+from tests.workflows.test_docs import ROOT, blocks, tables
 from workflows import run_folder
 from workflows.backends.slurm import job, leftovers, queue
 from workflows.backends.slurm.ends import JobSpec, again, refused, verdict
 from workflows.backends.slurm.script import dispatcher_resources, slurm_time
 from workflows.graph import Node, fingerprints
-from workflows.schema import Execution
+from workflows.pipeline import plan
+from workflows.schema import Execution, load_pipeline
 from workflows.schema_slurm import Slurm, SlurmResources
 
 
@@ -296,3 +298,38 @@ def test_a_run_of_another_login_node_is_seen(tmp_path, monkeypatch):
     assert not run_folder.is_running(folder)
     with run_folder.locked(folder):
         assert "login2" not in folder.owner.read_text()
+
+
+def test_a_training_uses_all_gpus_of_its_job():
+    from workflows.backends.slurm.executor import on_gpus
+
+    execution = Execution(backend="slurm", slurm={"resources": {"default": {"gpus": 4}}})
+    assert on_gpus(Node("a", "train", {}), execution).config == {"nproc": 4}
+    assert on_gpus(Node("a", "train", {"nproc": 2}), execution).config == {"nproc": 2}
+    assert on_gpus(Node("a", "label", {}), execution).config == {}
+
+
+class TestPages:
+    page = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
+
+    def test_settings_on_the_page(self):
+        (block,) = blocks(self.page)
+        assert set(block) == {"execution"}
+        execution = parse_config(Execution, block["execution"], "docs/slurm.md")
+        assert execution.slurm.resources_for("final-train-m0", "train").gpus == 4
+        for owner in (SlurmResources, Slurm):
+            what = "resources" if owner is SlurmResources else "execution.slurm"
+            told = dict.fromkeys(
+                name
+                for keys, default, *_ in tables(self.page, f"key of `{what}`")
+                for name in re.findall(r"`(\w+)`", keys)
+            )
+            assert set(told) == set(owner.model_fields) - {"resources"}
+
+    def test_the_example_is_valid(self, tmp_path):
+        for name in ("unary", "binary", "ternary"):
+            (tmp_path / f"{name}.extxyz").touch()
+        path = ROOT / "examples/slurm/pipeline.yaml"
+        pipeline = load_pipeline(path, {"DEMO_DATA": str(tmp_path)})
+        assert plan(pipeline)
+        assert pipeline.execution.slurm.batch == "slurm"

@@ -58,6 +58,15 @@ class JobExecutor(DispatcherExecutor):
         return made
 
 
+def on_gpus(node: Node, execution: Execution) -> Node:
+    """Let a training use all GPUs of its job, one process each, unless its settings say else."""
+    gpus = execution.slurm.resources_for(node.key, node.op).gpus
+    here = execution.slurm.is_local(node.key, node.op)
+    if node.op != "train" or gpus < 2 or here or "nproc" in node.config:
+        return node
+    return node._replace(config={**node.config, "nproc": gpus})
+
+
 def executor_for(
     node: Node, execution: Execution, fingerprint: str, folder: RunFolder
 ) -> JobExecutor | None:
@@ -66,7 +75,7 @@ def executor_for(
     if execution.backend != "slurm" or slurm.is_local(node.key, node.op):
         return None
     resources = slurm.resources_for(node.key, node.op)
-    threads = str(resources.cpus)
+    threads = str(max(1, resources.cpus // max(1, resources.gpus)))  # of each process
     spec = JobSpec(
         key=node.key,
         op=node.op,
