@@ -3,12 +3,15 @@
 The workflows really run, as processes on this machine; their steps are toys.
 """
 
+import io
 import json
 import re
+import threading
 import time
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.argo_server.faults import Fault
@@ -21,8 +24,10 @@ from tests.argo_server.fixtures import (  # noqa: F401
     s3_server,
     serve,
 )
-from workflows import cli, revisions
-from workflows.backends.argo import control, inputs, watch
+from workflows import cli, cli_cluster, revisions
+from workflows.backends.argo import control, inputs, preflight, watch
+from workflows.backends.argo.cluster_run import ClusterRun
+from workflows.doctor import Check
 from workflows.graph import Node
 
 ADD, PAGE = "tests.workflows.toy_ops:ADD", "tests.workflows.toy_ops:PAGE"
@@ -183,6 +188,29 @@ def test_changed_settings_from_a_step_on(scene):
     spec = scene.server.engine.workflows["my-alloy-002"].snapshot()["spec"]
     limits = {t["name"]: t["retryStrategy"]["limit"] for t in spec["templates"] if "script" in t}
     assert limits == {"a": "2", "c": "2"}
+
+
+def test_nothing_is_submitted_where_it_could_not_run(scene, monkeypatch):
+    found = [Check("GPU", "error", "no node has one", "ask for gpu: 0"), Check("quota", "ok", "")]
+    monkeypatch.setattr(preflight, "preflight", lambda *_, probe: found)
+    out = scene("submit", "pipeline.yaml", code=1)
+    assert "FAIL  GPU  no node has one  -> ask for gpu: 0" in out
+    assert "quota" not in out
+    assert "nothing was submitted" in out
+    assert scene.server.engine.workflows == {}
+    found[0] = found[0]._replace(verdict="warning")
+    assert "run my-alloy: 2 steps" in scene("submit", "pipeline.yaml")
+    scene("stop", "my-alloy", "--now")
+
+
+def test_a_terminal_gets_a_live_view(scene):
+    scene.server.cluster.faults.append(Fault("a(0)", "image", times=None))
+    scene(*SUBMIT)
+    run = ClusterRun(cli_cluster.connect(None), "my-alloy")
+    console = Console(file=io.StringIO(), width=80, height=30, force_terminal=True)
+    threading.Timer(0.5, control.stop, (run.client, "my-alloy"), {"now": True}).start()
+    assert watch.watch(run, console) == 130
+    assert "cannot be pulled" in console.file.getvalue()
 
 
 def test_render_needs_no_server(scene, monkeypatch):

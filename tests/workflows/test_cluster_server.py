@@ -241,8 +241,12 @@ class FakeClient:
         self.content = content
 
     def artifact(self, workflow, node, artifact, target):
+        self.asked = node, artifact
         target.write_bytes(self.content)
         return target
+
+    def pod_log(self, name, pod, tail):
+        return ""  # the pod is gone
 
 
 def packed(**files):
@@ -295,3 +299,15 @@ def test_models_of_a_loop_and_of_a_finetuning(tmp_path, monkeypatch):
     assert written.read_text() == "weights"
     assert str(written) == "al/m0.safetensors"
     assert [path.name for path in written.parent.iterdir()] == ["m0.safetensors"]
+
+
+def test_the_log_of_a_pod_that_is_gone_comes_from_the_bucket():
+    run = ClusterRun(FakeClient(b"one\n\ntwo \nthree\n"), "al")
+    node = {"id": "al-001-7", "displayName": "a", "type": "Pod", "phase": "Failed",
+            "outputs": {"artifacts": [{"name": "main-logs"}]}}  # fmt: skip
+    run.workflows = [{"metadata": {"name": "al-001"}, "status": {"nodes": {"x": node}}}]
+    assert run.tail("a", 2) == ["two", "three"]
+    assert run.client.asked == ("al-001-7", "main-logs")
+    assert run.tail("b", 2) == []
+    node["outputs"] = {}
+    assert run.log("a") == ""
