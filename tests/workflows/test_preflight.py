@@ -117,12 +117,17 @@ def with_cluster(pipeline: Pipeline, **cluster: Any) -> Pipeline:
 
 @pytest.fixture
 def look(context: Context, demo: Pipeline):
-    """Run what is asked of Kubernetes; return the findings by name."""
+    """Run what is asked of Kubernetes, all or some; return the findings by name."""
 
-    def run(**cluster: Any) -> dict[str, Check]:
+    def run(*subjects: str, **cluster: Any) -> dict[str, Check]:
         scene = set_scene(context, with_cluster(demo, **cluster))
         api = connect(context)
-        checks = [c for name, f in package.KUBE_CHECKS for c in guard(name, f, scene, api)]
+        checks = [
+            c
+            for name, f in package.KUBE_CHECKS
+            if name in subjects or not subjects
+            for c in guard(name, f, scene, api)
+        ]
         return {check.name: check for check in checks}
 
     return run
@@ -145,17 +150,17 @@ def test_all_is_well(look: Any) -> None:
 
 def test_namespace_is_missing(kube: KubernetesAPI, look: Any) -> None:
     kube.drop("Namespace", SPACE)
-    check = look()["namespace"]
+    check = look("namespace")["namespace"]
     assert check.verdict == "error"
     assert "kubectl create namespace dpaflow" in check.advice
 
 
 def test_namespace_goes_away_or_has_no_level(kube: KubernetesAPI, look: Any) -> None:
     kube.get("Namespace", SPACE)["status"]["phase"] = "Terminating"
-    assert look()["namespace"].verdict == "error"
+    assert look("namespace")["namespace"].verdict == "error"
     kube.get("Namespace", SPACE)["status"]["phase"] = "Active"
     kube.get("Namespace", SPACE)["metadata"]["labels"] = {}
-    check = look()["namespace"]
+    check = look("namespace")["namespace"]
     assert check.verdict == "ok"
     assert "enforce=restricted" in check.advice
 
@@ -206,12 +211,12 @@ def test_secret_is_missing(
     kube: KubernetesAPI, look: Any, name: str, key: str, cluster: dict[str, Any]
 ) -> None:
     kube.objects.pop(("secrets", name), None)
-    check = look(**cluster)[f"secret {name}"]
+    check = look("secrets", **cluster)[f"secret {name}"]
     assert check.verdict == "error"
     assert check.found == "does not exist"
     assert key in check.advice
     kube.put(named("Secret", name))
-    assert look(**cluster)[f"secret {name}"].verdict == "ok"
+    assert look("secrets", **cluster)[f"secret {name}"].verdict == "ok"
 
 
 def test_secrets_are_never_read(kube: KubernetesAPI, look: Any) -> None:
@@ -227,14 +232,19 @@ def test_repository(kube: KubernetesAPI, look: Any) -> None:
         kube.put(named("ConfigMap", "artifact-repositories", data={"dpaflow": text}))
 
     write(bucket="other")
-    check = look()["artifact bucket"]
+    check = look("artifact repository")["artifact bucket"]
     assert (check.verdict, check.found) == ("error", "other in Argo, dpaflow in the pipeline")
     write(endpoint="minio:9000", insecure=True)
-    assert look()["artifact endpoint"].verdict == "error"
-    assert problems(look(storage={"endpoint": "http://minio:9000"})) == {}
-    assert look(storage={"endpoint": "https://minio:9000"})["artifact endpoint"].verdict == "error"
+    assert look("artifact repository")["artifact endpoint"].verdict == "error"
+    assert problems(look("artifact repository", storage={"endpoint": "http://minio:9000"})) == {}
+    assert (
+        look("artifact repository", storage={"endpoint": "https://minio:9000"})[
+            "artifact endpoint"
+        ].verdict
+        == "error"
+    )
     write(accessKeySecret={"name": "others", "key": "accessKey"})
-    assert problems(look()) == {"artifact secret": "warning"}
+    assert problems(look("artifact repository")) == {"artifact secret": "warning"}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +258,7 @@ def test_repository_is_missing(
     kube.drop("ConfigMap", "artifact-repositories")
     if data is not None:
         kube.put(named("ConfigMap", "artifact-repositories", data=data))
-    check = look()["artifact repository"]
+    check = look("artifact repository")["artifact repository"]
     assert check.verdict == "error"
     assert words in check.found
     assert "deploy/kubernetes" in check.advice
@@ -279,7 +289,7 @@ def test_volumes(
 ) -> None:
     if made is not None:
         kube.put(claim(*made))
-    check = look(**cluster)["volume models"]
+    check = look("volumes", **cluster)["volume models"]
     assert check.verdict == verdict, check
     assert words in check.advice
 
@@ -287,15 +297,15 @@ def test_volumes(
 def test_one_node_may_share_a_volume_of_its_own(kube: KubernetesAPI, look: Any) -> None:
     kube.drop("Node", "gpu-0")
     kube.put(claim("models", ["ReadWriteOnce"]))
-    assert look(workspace="models")["volume models"].verdict == "ok"
+    assert look("volumes", workspace="models")["volume models"].verdict == "ok"
 
 
 def test_priority_class(kube: KubernetesAPI, look: Any) -> None:
-    check = look(priority_class="urgent")["priority class urgent"]
+    check = look("priority class", priority_class="urgent")["priority class urgent"]
     assert check.verdict == "error"
     assert "kubectl get priorityclass" in check.advice
     kube.put(named("PriorityClass", "urgent", space=False, value=1000))
-    assert look(priority_class="urgent")["priority class urgent"].verdict == "ok"
+    assert look("priority class", priority_class="urgent")["priority class urgent"].verdict == "ok"
 
 
 # --- Kubernetes: rights
@@ -303,9 +313,9 @@ def test_priority_class(kube: KubernetesAPI, look: Any) -> None:
 
 def test_rights_of_the_user(kube: KubernetesAPI, look: Any) -> None:
     kube.denied.add((ADMIN, "create", "workflows"))  # the token's rights count, not these
-    assert look()["rights"].verdict == "ok"
+    assert look("rights")["rights"].verdict == "ok"
     kube.denied |= {(ME, "delete", "workflows"), (ME, "get", "pods/log")}
-    check = look()["rights"]
+    check = look("rights")["rights"]
     assert check.verdict == "error"
     assert "may not delete workflows, get pods/log in dpaflow (needed to: clean up, logs)" in (
         check.found
@@ -314,20 +324,20 @@ def test_rights_of_the_user(kube: KubernetesAPI, look: Any) -> None:
 
 def test_rights_with_a_token_kubernetes_does_not_know(kube: KubernetesAPI, look: Any) -> None:
     del kube.tokens[TOKEN]
-    assert look()["rights"].found.startswith("your kubeconfig's user may")
+    assert look("rights")["rights"].found.startswith("your kubeconfig's user may")
     kube.denied.add((ADMIN, "create", "workflows"))
-    assert look()["rights"].verdict == "error"
+    assert look("rights")["rights"].verdict == "error"
 
 
 def test_rights_of_the_pods(kube: KubernetesAPI, look: Any) -> None:
     name = "rights of dpaflow-workflow"
-    assert look()[name].verdict == "ok"
+    assert look("rights of the accounts")[name].verdict == "ok"
     kube.denied.add((POD, "patch", "workflowtaskresults"))
-    check = look()[name]
+    check = look("rights of the accounts")[name]
     assert check.verdict == "error"
     assert "may not patch workflowtaskresults" in check.found
     kube.forbidden.add("localsubjectaccessreviews")
-    assert look()[name].verdict == "unknown"
+    assert look("rights of the accounts")[name].verdict == "unknown"
 
 
 def test_rights_of_advance(
@@ -379,7 +389,7 @@ def for_training(found: dict[str, Check], first: str = "pretrain-dpa1") -> Check
     ],
 )  # fmt: skip
 def test_no_node_fits(look: Any, cluster: dict[str, Any], words: str) -> None:
-    check = for_training(look(**cluster))
+    check = for_training(look("nodes", **cluster))
     assert check.verdict == "error"
     assert "none of 2 nodes fits" in check.found
     assert words in check.advice
@@ -400,29 +410,29 @@ def test_no_node_fits(look: Any, cluster: dict[str, Any], words: str) -> None:
     ],
 )  # fmt: skip
 def test_a_node_fits(look: Any, cluster: dict[str, Any]) -> None:
-    check = for_training(look(**cluster))
+    check = for_training(look("nodes", **cluster))
     assert check.verdict == "ok", check
     assert check.found.startswith("1 of 2 nodes fit")
 
 
 def test_later_attempts_need_more_memory(look: Any) -> None:
-    check = for_training(look(**gpu(memory="100Gi")))
+    check = for_training(look("nodes", **gpu(memory="100Gi")))
     assert check.verdict == "warning"
     assert "max_memory to at most 124Gi" in check.advice
-    assert for_training(look(**gpu(memory="100Gi", max_memory="120Gi"))).verdict == "ok"
+    assert for_training(look("nodes", **gpu(memory="100Gi", max_memory="120Gi"))).verdict == "ok"
 
 
 def test_nodes_that_do_not_take_pods(kube: KubernetesAPI, look: Any) -> None:
     kube.get("Node", "gpu-0")["spec"]["unschedulable"] = True
     kube.get("Node", "cpu-0")["status"]["conditions"][0]["status"] = "Unknown"
-    found = look()
+    found = look("nodes")
     assert found["nodes"].verdict == "error"
     assert "not ready or closed" in for_training(found, "collect").found
 
 
 def test_node_pools_may_grow(kube: KubernetesAPI, look: Any) -> None:
     kube.get("Node", "cpu-0")["metadata"]["labels"]["cloud.google.com/gke-nodepool"] = "cpu"
-    check = for_training(look(**gpu(gpu_type="NVIDIA-H100")))
+    check = for_training(look("nodes", **gpu(gpu_type="NVIDIA-H100")))
     assert check.verdict == "warning"
     assert "on demand" in check.advice
 
@@ -454,7 +464,7 @@ def test_quota(
     words: str,
 ) -> None:  # fmt: skip
     kube.put(quota({key: hard}, {key: used}))
-    check = look(**cluster)["quota team"]
+    check = look("quota", **cluster)["quota team"]
     assert check.verdict == verdict, check
     assert words in check.found
 
@@ -465,20 +475,20 @@ def limits(**values: dict[str, str]) -> dict[str, Any]:
 
 def test_limits(kube: KubernetesAPI, look: Any) -> None:
     kube.put(limits(max={"memory": "16Gi"}, min={"cpu": "100m"}))
-    assert look()["limits"].verdict == "ok"
+    assert look("limits")["limits"].verdict == "ok"
     kube.put(limits(max={"memory": "4Gi"}))
-    check = look()["limits team"]
+    check = look("limits")["limits team"]
     assert check.verdict == "error"
     assert "8Gi, at most 4Gi is allowed" in check.found
     kube.put(limits(min={"cpu": "4"}))
-    assert "at least 4 is wanted" in look()["limits team"].found
+    assert "at least 4 is wanted" in look("limits")["limits team"].found
 
 
 def test_quota_wants_limits_of_argos_containers(kube: KubernetesAPI, look: Any) -> None:
     kube.put(quota({"limits.memory": "1Ti"}, {}))
-    assert look()["Argo's own containers"].verdict == "warning"
+    assert look("Argo's own containers")["Argo's own containers"].verdict == "warning"
     kube.put(limits(default={"memory": "1Gi", "cpu": "1"}))
-    assert "Argo's own containers" not in look()
+    assert "Argo's own containers" not in look("Argo's own containers")
 
 
 def test_what_may_not_be_asked_is_said(kube: KubernetesAPI, look: Any) -> None:
