@@ -122,8 +122,11 @@ def _pack(outdir: Path, out: Path, op: base.OpSpec) -> None:
         _copy(path, out / "plots" / path.name)
     result = base.load_reference(op.result)(outdir) if op.result else {}
     write_json(out / "result.json", result)
-    part = out / ".folder"
-    shutil.copytree(outdir, part, symlinks=False)
+    if "DPAFLOW_STEPS" not in os.environ:
+        outdir.rename(out / "folder")
+        return
+    part = out / ".folder"  # the workspace keeps its own, for whoever comes after
+    shutil.copytree(outdir, part)
     part.rename(out / "folder")
 
 

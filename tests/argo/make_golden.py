@@ -21,7 +21,7 @@ from workflows.schema import Pipeline, load_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-OUTSIDE = re.compile(r"\$\{(\w+)(?::-[^}]*)?\}(/[^\"'}, ]+)?")
+OUTSIDE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(/[^\"'}, ]+)?")
 
 
 def examples() -> list[Path]:
@@ -38,7 +38,9 @@ def name_of(example: Path) -> str:
 def load(example: Path, folder: Path) -> Pipeline:
     """Load an example; `folder` receives what stands in for its data."""
     environment = {}
-    for variable, path in OUTSIDE.findall(example.read_text(encoding="utf-8")):
+    for variable, default, path in OUTSIDE.findall(example.read_text(encoding="utf-8")):
+        if not path and "." not in default:
+            continue  # not a file
         place = folder / variable / path.lstrip("/") if path else folder / f"{variable}.extxyz"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(f"stands in for {variable}{path}\n", encoding="utf-8")

@@ -159,8 +159,8 @@ def _outputs(run: Run, node: Node, fingerprint: str, op: OpSpec) -> Any:
     def artifact(name: str, path: str, *, packed: bool) -> OutputArtifact:
         place = S3Artifact(key=artifact_key(run, node.key, fingerprint, name))
         archive: Any = "tar" if packed else None
-        return OutputArtifact(path=f"{out}/{path}", save=[place], optional=not packed,
-                              archive=archive)  # fmt: skip
+        # optional, as a step that failed has none: its own exit code shall be what is reported
+        return OutputArtifact(path=f"{out}/{path}", save=[place], optional=True, archive=archive)
 
     artifacts = {
         FOLDER: artifact(FOLDER, "folder", packed=True),
