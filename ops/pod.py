@@ -30,7 +30,7 @@ from types import FrameType
 
 from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
-from ops import base
+from ops import base, catalog
 from ops.files import write_json
 from ops.storage import is_outside
 
@@ -94,7 +94,7 @@ def run(request: base.StepRequest) -> Path:
         base.run_step(request.model_copy(update={"inputs": inputs}), outdir)
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
-    _pack(outdir, out, base.find_op(request.op))
+    _pack(outdir, out, catalog.find_op(request.op))
     return out
 
 
@@ -110,7 +110,7 @@ def _resolve(path: str) -> str:
     return str(_place(IN) / key / rest)
 
 
-def _pack(outdir: Path, out: Path, op: base.OpSpec) -> None:
+def _pack(outdir: Path, out: Path, op: catalog.OpSpec) -> None:
     """Put the results where the pod's outputs are taken from; `folder` comes last."""
     for path in sorted(outdir.rglob("*")):
         if path.is_file() and _is_small(path):
@@ -120,7 +120,7 @@ def _pack(outdir: Path, out: Path, op: base.OpSpec) -> None:
         _copy(outdir / op.page, out / "report.html")
     for path in sorted(outdir.glob("*.png")):
         _copy(path, out / "plots" / path.name)
-    result = base.load_reference(op.result)(outdir) if op.result else {}
+    result = catalog.load_reference(op.result)(outdir) if op.result else {}
     write_json(out / "result.json", result)
     if "DPAFLOW_STEPS" not in os.environ:
         outdir.rename(out / "folder")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
-from ops import base
+from ops import base, catalog
 from ops.files import means_full_disk, write_json
 from ops.storage import localize
 
@@ -62,11 +62,11 @@ def execute(outdir: Path) -> None:
     """Run the function that OUTDIR/request.json asks for."""
     data = json.loads((outdir / base.REQUEST).read_text(encoding="utf-8"))
     request = parse_config(base.StepRequest, data, str(outdir / base.REQUEST))
-    op = base.find_op(request.op)
-    config = parse_config(base.load_reference(op.config), request.config, request.key)
+    op = catalog.find_op(request.op)
+    config = parse_config(catalog.load_reference(op.config), request.config, request.key)
     paths = base.map_paths(request.inputs, lambda path: Path(localize(path)))
-    inputs = base.load_reference(op.inputs)(**paths)
-    base.load_reference(op.function)(inputs, config, outdir)
+    inputs = catalog.load_reference(op.inputs)(**paths)
+    catalog.load_reference(op.function)(inputs, config, outdir)
 
 
 def main() -> int:

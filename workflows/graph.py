@@ -30,7 +30,7 @@ class Node(NamedTuple):
     key
         Unique name: lower case, digits and dashes.
     op
-        Name of the OP, see `ops.base.find_op`.
+        Name of the OP, see `ops.catalog.find_op`.
     config
         Settings, plain JSON.
     inputs

@@ -104,7 +104,7 @@ def calculator_class(name: str) -> Any:
     """
     from ase.calculators.calculator import get_calculator_class
 
-    from ops.base import load_reference
+    from ops.catalog import load_reference
 
     if ":" in name:
         return load_reference(name)

@@ -107,7 +107,7 @@ class FrameFilter:
 
 
 def _load(name: str) -> Callable[..., object]:
-    from ops.base import load_reference
+    from ops.catalog import load_reference
 
     where = f"select.filters.functions: {name!r}"
     hint = "it must be importable where the step runs: install it or add its folder to PYTHONPATH"

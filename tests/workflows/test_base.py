@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dpa_core.errors import ConfigError
-from ops import base
+from ops import base, catalog
 from ops.files import write_json
 from ops.run import classify
 
@@ -67,7 +67,7 @@ def test_misspelt_setting_and_unknown_op(tmp_path):
     with pytest.raises(base.StepError, match="valu: unknown key; did you mean 'value'"):
         base.run_step(request(valu=1), tmp_path / "step")
     with pytest.raises(ConfigError, match="op 'trian' is unknown; allowed: collect, train"):
-        base.find_op("trian")
+        catalog.find_op("trian")
 
 
 def test_transient_failure_is_retried(tmp_path):
@@ -134,7 +134,7 @@ def test_only_a_resumable_op_with_the_same_fingerprint_finds_its_files(tmp_path)
 RUN = """
 import sys
 from pathlib import Path
-from ops import base
+from ops import base, catalog
 from ops.files import write_json
 request = base.StepRequest(key="step", op="tests.workflows.toy_ops:ADD", config={"fail": "hang"})
 import signal

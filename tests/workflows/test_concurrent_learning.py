@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from dpa_core.errors import ConfigError
-from ops.base import OPS as ALL_OPS
-from ops.base import REQUEST, STATUS, load_reference
+from ops.base import REQUEST, STATUS
+from ops.catalog import OPS as ALL_OPS
+from ops.catalog import load_reference
 from tests.workflows.helpers import write_model
 from workflows import graph, revisions, runner
 from workflows.backends import local

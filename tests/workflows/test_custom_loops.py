@@ -15,7 +15,8 @@ import ops
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
 from dpa_core.interchange.native import load_model
-from ops.base import StepRequest, find_op, load_reference
+from ops.base import StepRequest
+from ops.catalog import find_op, load_reference
 from ops.explorers import AseExplorer
 from ops.labelers import AseLabeler
 from ops.structures import GenerateSource

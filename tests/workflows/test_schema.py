@@ -9,7 +9,7 @@ import yaml
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
 from dpa_core.yaml_file import read_yaml
-from ops import base
+from ops import catalog
 from tests.workflows.helpers import write_model
 from workflows import graph
 from workflows.pipeline import plan
@@ -156,9 +156,9 @@ def test_graph(load):
 
 def test_every_step_is_what_its_op_takes(load):
     for node in plan(load()):
-        spec = base.find_op(node.op)
-        parse_config(base.load_reference(spec.config), node.config, node.key)
-        inputs = base.load_reference(spec.inputs)
+        spec = catalog.find_op(node.op)
+        parse_config(catalog.load_reference(spec.config), node.config, node.key)
+        inputs = catalog.load_reference(spec.inputs)
         assert set(node.inputs) <= set(inputs._fields)
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from dpa_core.config import Config
 from dpa_core.errors import DataError
-from ops.base import OpSpec, Paused
+from ops.base import Paused
+from ops.catalog import OpSpec
 
 
 class ToyConfig(Config):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpa_core.errors import ConfigError
-from ops.base import find_op
+from ops.catalog import find_op
 from workflows.backends.argo.cluster_run import ClusterRun
 from workflows.backends.argo.pods import FOLDER, REPORT
 from workflows.backends.argo.states import Attempts, attempts

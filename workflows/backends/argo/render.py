@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ops.base import OPS, OpSpec, StepRequest, find_op
+from ops.base import StepRequest
+from ops.catalog import OPS, OpSpec, find_op
 from ops.pod import DEFAULTS, IN, WORK
 from workflows.backends.argo.harden import harden
 from workflows.backends.argo.limits import check_pods, check_size

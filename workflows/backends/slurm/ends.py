@@ -8,7 +8,8 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from dpa_core.config import Config
 from dpa_core.errors import DPAError
-from ops.base import Kind, Status, find_op
+from ops.base import Kind, Status
+from ops.catalog import find_op
 from workflows.schema_slurm import SlurmResources
 
 LOST = frozenset({"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL",
