@@ -185,7 +185,7 @@ def _value(tree: Any, scope: Mapping[str, Any]) -> Any:
         return rest[0]
     if kind == "name":
         if rest[0] not in scope:
-            raise UnknownName(f"unknown name {rest[0]}")
+            return _group(rest[0], scope)
         return scope[rest[0]]
     if kind == "call":
         name = rest[0][1] if rest[0][0] == "name" else "?"
@@ -205,6 +205,21 @@ def _value(tree: Any, scope: Mapping[str, Any]) -> Any:
     )
 
 
+def _group(name: str, scope: Mapping[str, Any]) -> Any:
+    """Return all names below one, for what is written as tasks['a-b'].outputs.parameters['c']."""
+    found: dict[str, Any] = {}
+    for key, value in scope.items():
+        *parts, last = key.removeprefix(f"{name}.").split(".")
+        if key.startswith(f"{name}."):
+            place = found
+            for part in parts:
+                place = place.setdefault(part, {})
+            place[last] = value
+    if not found:
+        raise UnknownName(f"unknown name {name}")
+    return found
+
+
 def _boolean(tree: Any, scope: Mapping[str, Any]) -> bool:
     value = _value(tree, scope)
     if not isinstance(value, bool):
@@ -222,7 +237,10 @@ def _operate(kind: str, values: list[Any]) -> Any:
     if kind == "in":
         return any(_operate("==", [left, item]) for item in right)
     if kind in (".", "[]"):
-        return left[right]
+        try:
+            return left[right]
+        except (KeyError, IndexError) as error:
+            raise UnknownName(f"nothing is called {right!r}") from error
     return _compute(kind, left, right)
 
 
@@ -275,10 +293,16 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+REFERENCE = re.compile(r"tasks\[['\"]([-\w]+)['\"]\]((?:\.\w+|\[['\"][-\w]+['\"]\])*)")
+
+
 def tags(document: Any) -> set[str]:
-    """Return the names of all plain variables that a document refers to."""
+    """Return the names of all variables that a document refers to, and of tasks in expressions."""
     found = {tag.strip() for tag in TAG.findall(json.dumps(document))}
-    return {tag for tag in found if not tag.startswith("=")}
+    plain = {tag for tag in found if not tag.startswith("=")}
+    for task, rest in REFERENCE.findall(" ".join(found - plain)):
+        plain.add(f"tasks.{task}." + ".".join(re.findall(r"[-\w]+", rest)))
+    return plain
 
 
 RESULTS = ("Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned")

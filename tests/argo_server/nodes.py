@@ -146,7 +146,7 @@ class Tree:
                  for p in arguments.get("parameters", ())}  # fmt: skip
         for parameter in inputs.get("parameters", ()):
             value = given.get(parameter["name"], parameter.get("value", parameter.get("default")))
-            if value is None or "{{tasks." in value:
+            if value is None or re.search(r"\{\{=?tasks", value):
                 raise ValueError(f"failed to resolve input parameter {parameter['name']}: {value}")
             parameter["value"] = scope[f"inputs.parameters.{parameter['name']}"] = value
         sources = {a["name"]: a for a in arguments.get("artifacts", ())}

@@ -139,8 +139,10 @@ class Pod:
                 if fault.kind == "image":
                     return f'ImagePullBackOff: Back-off pulling image "{main["image"]}"'
                 gpu = [n for n in main.get("resources", {}).get("limits", {}) if "/" in n]
-                return ("Unschedulable: 0/3 nodes are available: 3 Insufficient "
-                        f"{gpu[0] if gpu else 'memory'}.")  # fmt: skip
+                missing = gpu[0] if gpu else "memory"
+                return (f"Unschedulable: 0/3 nodes are available: 3 Insufficient {missing}. "
+                        "preemption: 0/3 nodes are available: 3 No preemption victims found for "
+                        "incoming pod.")  # fmt: skip
         try:
             self._environment()
         except KeyError as error:

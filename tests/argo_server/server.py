@@ -20,7 +20,7 @@ from tests.argo_server.pods import Cluster
 from tests.argo_server.validate import NotHere, Refused, check
 
 NAMESPACE = "dpaflow"
-VERSION = "v3.7.3"
+VERSION = "v4.1.4"
 NAME = r"([a-z0-9][-.a-z0-9]*)"
 WORKFLOWS, ARCHIVED = f"/api/v1/workflows/{NAME}", "/api/v1/archived-workflows"
 CUSTOM = f"/apis/argoproj.io/v1alpha1/namespaces/{NAME}/workflows"
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(trouble.status)
             return
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        bearer = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        bearer = self.headers.get("Authorization", "").partition(" ")[2].strip()
         request = Request(self.command, unquote(parts.path), query, _parsed(text), bearer)
         status, kind, content = _answer(self.argo, self.routes, request)
         if trouble is not None:

@@ -91,7 +91,7 @@ READER = script(
 
 def test_results_travel(run, argo_server):  # noqa: F811
     source = "{{tasks.write.outputs.artifacts.folder}}"
-    got = {"name": "got", "value": "True:{{tasks.write.outputs.parameters.other}}"}
+    got = {"name": "got", "value": "True:{{=tasks['write'].outputs.parameters['other']}}"}
     found = run(workflow([WRITER, READER], [
         task("write"),
         task("read", "write", artifacts=[{"name": "write", "from": source}], parameters=[got]),
@@ -167,7 +167,8 @@ def test_no_more_retries(run, argo_server):  # noqa: F811
 @pytest.mark.parametrize(
     ("kind", "text"),
     [("image", 'ImagePullBackOff: Back-off pulling image "python:3.11"'),
-     ("unschedulable", "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")],
+     ("unschedulable", "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu. "
+      "preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod.")],
 )  # fmt: skip
 def test_a_pod_that_does_not_start_stays_pending(argo_server, kind, text):  # noqa: F811
     argo_server.cluster.faults.append(Fault("a", kind))
@@ -257,6 +258,8 @@ def changed(place, value):
         ("spec.templates.0.dag.tasks.1.depends", "", "no ancestor"),
         ("spec.templates.0.dag.tasks.1.arguments", {}, "not supplied"),
         (FROM, "{{tasks.a.outputs.artifacts.x}}", "failed to resolve"),
+        ("spec.templates.0.dag.tasks.0.arguments", {"parameters": [{"name": "x", "value":
+            "{{=tasks['b'].outputs.parameters['y']}}"}]}, "no ancestor"),
         ("spec.templates.0.dag.tasks.0.name", "1a", "digit"),
         ("spec.templates.1.script.source", "x" * 1024**2, "too large"),
     ],

@@ -3,6 +3,7 @@ import pytest
 from tests.argo_server.expressions import Depends, ExpressionError, evaluate, substitute
 
 SCOPE = {
+    "tasks.a-b.outputs.parameters.c": "1", "tasks.d.outputs.parameters.e": "2",
     "lastRetry.exitCode": "137", "lastRetry.status": "Failed", "retries": "1",
     "lastRetry.message": "main: OOMKilled (exit code 137)",
 }  # fmt: skip
@@ -23,6 +24,7 @@ SCOPE = {
         ("sprig.int('x') < 1 and lastRetry.status startsWith 'F'", True),
         ("[4, 8, 16][asInt(retries)]", 8),
         ("1 == true", False),
+        ("tasks['a-b'].outputs.parameters['c'] + tasks.d.outputs.parameters.e", "12"),
     ],
 )
 def test_values(text, value):
