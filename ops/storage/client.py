@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dpa_core.errors import ConfigError, DataError
 
 ATTEMPTS = 6
-"""Of every request; the pauses between them grow to 20 s."""
+"""Of every request; the pauses between them grow to 16 s."""
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
 CONNECTIONS = 32
 PAUSE = 0.5
@@ -29,6 +29,8 @@ BAD_CREDENTIALS = {
 DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 OTHER_REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
 MISSING = {"404", "NoSuchKey", "NotFound"}
+NO_HEAD = {*MISSING, "301", "400", "403"}
+"""Answers to HEAD that may mean anything: they have no text."""
 
 
 class StorageError(OSError):
@@ -47,25 +49,40 @@ def connect() -> Any:
     ConfigError
         If these settings cannot be used.
     """
+    settings = ((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
+    return _client(os.getpid(), tuple(sorted(settings)))
+
+
+@functools.lru_cache(maxsize=4)
+def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
+    """Make a client: that takes longer than a request, and one serves all threads."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        # mode standard stops trying when many of a client's requests have failed before, as those
+        # for the thousands of files of a data set may
+        retries={"mode": "legacy", "total_max_attempts": ATTEMPTS},
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(
             f"S3: the connection is not set up ({type(error).__name__}); look at AWS_PROFILE, "
-            f"AWS_REGION and AWS_ENDPOINT_URL ({_endpoint(None)}; an endpoint starts with http:// "
-            "or https://), or at ~/.aws/config"
-        ) from error
+            "AWS_REGION and AWS_ENDPOINT_URL, which starts with http:// or https://, or at "
+            "~/.aws/config"
+        ) from None  # the reason may quote an address with a password in it
+    if "@" in client.meta.endpoint_url:
+        raise ConfigError(
+            "S3: the endpoint holds a user name or password; give them as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and the address alone as AWS_ENDPOINT_URL"
+        )
+    return client
 
 
 @contextmanager
@@ -98,7 +115,7 @@ def explain(error: BaseException, url: str, client: Any = None) -> Exception:
         known.EndpointConnectionError, known.ConnectTimeoutError, known.SSLError,
         known.ProxyConnectionError,
     )  # fmt: skip
-    where = _endpoint(client)
+    where = "the server" if client is None else client.meta.endpoint_url
     if isinstance(error, known.ClientError):
         return _explain_code(error, url, where)
     if isinstance(error, credentials):
@@ -150,12 +167,6 @@ def _explain_code(error: Any, url: str, where: str) -> Exception:
 def error_code(error: Any) -> str:
     """Return the server's code of a ClientError, such as NoSuchKey."""
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _endpoint(client: Any) -> str:
-    """Name the server, without credentials that someone may have put into its address."""
-    url = client.meta.endpoint_url if client is not None else os.environ.get("AWS_ENDPOINT_URL")
-    return re.sub(r"//[^/@]*@", "//", url) if url else "no endpoint set"
 
 
 def stream_errors() -> tuple[type[Exception], ...]:

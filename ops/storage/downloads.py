@@ -42,6 +42,8 @@ BLOCK = 128 * 2**10
 THREADS = 8
 FRUITLESS = 6
 """Attempts in a row that bring not one byte before a download is given up."""
+TIMES_DAMAGED = 3
+"""How often an object is downloaded that arrives with a wrong checksum."""
 SHA256 = "dpaflow-sha256"
 """Name of the metadata that hold the SHA-256 of what this package uploaded."""
 log = logging.getLogger(__name__)
@@ -93,15 +95,15 @@ def download(client: Any, bucket: str, item: Object, folder: Path) -> Path:
     DataError
         The object on the server does not have the checksum it should have.
     """
-    for _ in range(2):
+    for _ in range(TIMES_DAMAGED):
         try:
             return _download(client, bucket, item, folder)
         except _Damaged as error:
             log.warning("s3://%s/%s: %s; once more", bucket, item.key, error)
             shutil.rmtree(folder)
     raise DataError(
-        f"s3://{bucket}/{item.key}: the content does not have its checksum, twice; the object is "
-        "damaged, upload it again"
+        f"s3://{bucket}/{item.key}: the content does not have its checksum, {TIMES_DAMAGED} times; "
+        "it is damaged on the server, upload it again"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dpa_core.errors import DataError
-from ops.storage.client import MISSING, connect, error_code, plain_errors
+from ops.storage.client import NO_HEAD, connect, error_code, plain_errors
 from ops.storage.published import POINTER, VERSIONS, read_pointer
 from ops.storage.urls import Place, parse
 
@@ -100,8 +100,7 @@ def _head(client: Any, place: Place) -> Object | None:
     try:
         answer = client.head_object(Bucket=place.bucket, Key=place.key)
     except ClientError as error:
-        # this answer has no text; what is really wrong is said to the listing that follows
-        if error_code(error) in (*MISSING, "400", "301", "403"):
+        if error_code(error) in NO_HEAD:  # the listing that follows will say what is wrong
             return None
         raise
     return Object(place.key, answer["ContentLength"], answer["ETag"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpa_core.errors import DataError
-from ops.storage.client import MISSING, connect, error_code, in_parallel, plain_errors
+from ops.storage.client import NO_HEAD, connect, error_code, in_parallel, plain_errors
 from ops.storage.downloads import SHA256, digest
 from ops.storage.urls import MAGIC, SCHEME, Place, parse_target
 
@@ -70,7 +70,7 @@ def _is_there(client: Any, place: Place, size: int, sha: str) -> bool:
     try:
         head = client.head_object(Bucket=place.bucket, Key=place.key)
     except ClientError as error:
-        if error_code(error) in (*MISSING, "403"):  # the upload will say what is wrong
+        if error_code(error) in NO_HEAD:  # the upload will say what is wrong
             return False
         raise
     return bool(head["ContentLength"] == size and head["Metadata"].get(SHA256) == sha)
