@@ -13,6 +13,7 @@ import pytest
 from tests.workflows.slurm import fake_slurm
 from workflows import run_folder
 from workflows.backends import local
+from workflows.backends.slurm import leftovers
 from workflows.graph import Node
 from workflows.schema import Execution
 
@@ -29,6 +30,7 @@ class Site:
         self.calls = tmp_path / "calls"
         self.home = tmp_path / "slurm"
         self.slurm = {"poll": 0.2, "batch": "shell"}
+        self.started = []
         self._monkeypatch = monkeypatch
 
     def fake(self, **settings):
@@ -53,7 +55,9 @@ class Site:
         path = self.folder.root.parent / "nodes.json"
         path.write_text(json.dumps([node._asdict() for node in nodes]))
         execution = json.dumps(self.execution(**settings))
-        return subprocess.Popen([sys.executable, RUN_TOY, self.folder.root, path, execution])
+        process = subprocess.Popen([sys.executable, RUN_TOY, self.folder.root, path, execution])
+        self.started.append(process)
+        return process
 
     def kill(self, process):
         """End a run as a lost connection does: nobody can tidy up."""
@@ -95,4 +99,9 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    return Site(tmp_path, monkeypatch)
+    made = Site(tmp_path, monkeypatch)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.wait()
+    leftovers.cancel_all(made.folder, Execution(**made.execution()))

@@ -189,7 +189,8 @@ def squeue(arguments):
     if (HOME / "down").exists():
         fail((HOME / "down").read_text())
     number, form = option(arguments, "-j", "--jobs"), option(arguments, "-o", "--format")
-    live = [job for job in jobs() if job["state"] in SHORT]
+    everything = option(arguments, "--states") == "all"
+    live = [job for job in jobs() if everything or job["state"] in SHORT]
     if number is not None:
         live = [job for job in live if job["id"] == number]
         if not live and (HOME / "forgets").exists():

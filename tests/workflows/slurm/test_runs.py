@@ -102,7 +102,7 @@ class TestKilled:
     def test_jobs_that_ended_meanwhile_count(self, site):
         site.fake()
         process = site.start(self.nodes(site))
-        site.wait_for(lambda: len(site.counted("a")) > 1)
+        site.wait_for(lambda: len(site.jobs()) == 2 and len(site.counted("a")) > 1)
         site.kill(process)
         site.wait_for(lambda: site.jobs() == [("a", "COMPLETED"), ("b", "COMPLETED")])
         assert site.run(self.nodes(site)).succeeded
@@ -163,13 +163,13 @@ class TestEnds:
         assert site.jobs() == [("a", "TIMEOUT")]
 
     def test_training_goes_on_in_a_further_job(self, site):
-        site.fake(minute=4.0)
-        limit = {"resources": {"default": {"time": "1min"}}, "continuations": 3}
-        node = site.node("a", op=COUNT, value=12, seconds=0.4)
+        site.fake(minute=6.0)
+        limit = {"resources": {"default": {"time": "1min"}}, "continuations": 20}
+        node = site.node("a", op=COUNT, value=16, seconds=0.4)
         assert site.run([node], slurm=limit).succeeded
-        assert site.number("a") == 12
+        assert site.number("a") == 16
         assert {state for _, state in site.jobs()[:-1]} == {"TIMEOUT"}  # at least one
-        assert len(site.counted("a")) < 12 + len(site.jobs())
+        assert len(site.counted("a")) < 16 + len(site.jobs())
 
     def test_the_step_stops_itself_before_the_limit(self, site):
         site.fake()

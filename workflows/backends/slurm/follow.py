@@ -12,7 +12,6 @@ dpdispatcher by itself
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -76,7 +75,7 @@ class Follower(Keeper):
         retries, continuations = self.spec.retries, self.spec.continuations
         if self._succeeded(read_status(self.outdir)):
             return  # while nobody looked
-        for _ in itertools.count():
+        while True:
             status, reason = self._one_job()
             if self._succeeded(status):
                 return
@@ -134,7 +133,7 @@ class Follower(Keeper):
             try:
                 return ask()
             except (QueueError, RuntimeError):  # RuntimeError is dpdispatcher's
-                if time.monotonic() > deadline or "no squeue" in str(sys.exc_info()[1]):
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(self.spec.poll)
 
@@ -148,17 +147,16 @@ class Follower(Keeper):
             problem = error
         if problem is not None and not self.number:
             status = refused(self.spec, problem)
-            self._settle_for(status, [])
+            self._write_end(status, [])
             return status, again(self.spec, None, status)
         found = self._settled()
-        if self._succeeded(found):
-            assert found is not None  # noqa: S101
+        if found is not None and self._succeeded(found):
             return found, ""
         state = self.queue.end(self.number)
         lines = self._printed()
         status = verdict(self.spec, found, self.number, state, lines[-1] if lines else "")
         final = is_final(found, self.spec.fingerprint)
-        self._settle_for(status, [] if final else lines)
+        self._write_end(status, [] if final else lines)
         return status, again(self.spec, found, status)
 
     def _submission(self) -> Submission:
@@ -175,11 +173,8 @@ class Follower(Keeper):
         return Submission(work_base=".", machine=machine, resources=resources, task_list=[task])
 
     def _succeeded(self, status: Status | None) -> bool:
-        return (
-            is_final(status, self.spec.fingerprint)
-            and status is not None
-            and status.state == "succeeded"
-        )
+        final = is_final(status, self.spec.fingerprint)
+        return final and status is not None and status.state == "succeeded"
 
     def _settled(self) -> Status | None:
         """Return the step's status once its last writes must have arrived."""
@@ -200,7 +195,7 @@ class Follower(Keeper):
                     return lines[-5:]
         return []
 
-    def _settle_for(self, status: Status, printed: list[str]) -> None:
+    def _write_end(self, status: Status, printed: list[str]) -> None:
         """Write down how the step ended, where everybody looks."""
         write_json(self.outdir / STATUS, status._asdict())
         if printed:

@@ -56,14 +56,15 @@ class FollowedSlurm(Slurm):
         return number
 
     def check_status(self, job: Any) -> JobStatus:
-        """Ask squeue; where dpdispatcher does not know a state, ours decides."""
+        """Ask squeue; a job is not over before our own look at the queue says so, too."""
         if not job.job_id:
             return JobStatus.unsubmitted
         state = self.keeper.patiently(lambda: super(FollowedSlurm, self).check_status(job))
-        if state == JobStatus.unknown:  # squeue's short form of OUT_OF_MEMORY, for one
+        # dpdispatcher does not know every state, and squeue may not show it a suspended job
+        if state in (JobStatus.unknown, JobStatus.terminated):
             live = self.keeper.patiently(self.keeper.find)
             finished = JobStatus.finished if self.check_finish_tag(job) else JobStatus.terminated
-            state = JobStatus.running if live is not None else finished
+            state = finished if live is None else JobStatus.running
         if state == JobStatus.waiting:
             self.keeper.waiting()
         return state

@@ -66,8 +66,8 @@ class SlurmQueue:
 
     def jobs(self) -> list[Job]:
         """Return the live jobs of this user."""
-        form = "%i|%T|%r|%j"
-        text = _ask(["squeue", "--noheader", f"--user={getpass.getuser()}", f"--format={form}"])
+        mine = [f"--user={getpass.getuser()}", "--states=all"]  # by default some live ones lack
+        text = _ask(["squeue", "--noheader", *mine, "--format=%i|%T|%r|%j"])
         rows = [line.strip().split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
         found = [Job(row[0], row[3], row[1], row[2]) for row in rows]
         return [job for job in found if job.state in LIVE]
