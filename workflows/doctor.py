@@ -14,7 +14,8 @@ Verdict = Literal["ok", "warning", "error", "unknown"]
 """unknown: could not be found out from here."""
 
 REQUIRED = (
-    "dpaflow", "torch", "numpy", "pydantic", "PyYAML", "typer", "rich", "ase", "dpdata", "h5py",
+    "dpaflow", "torch", "numpy", "pydantic", "PyYAML", "typer", "rich", "ase", "boto3", "dpdata",
+    "h5py",
     "vesin", "safetensors", "pydflow", "kubernetes", "filelock", "psutil", "matplotlib", "jinja2",
 )  # fmt: skip
 OPTIONAL = ("tensorboard", "lmdb")
