@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_eviction(
     one, two = workers
     pid = one.start(hold, [f"s3://{bucket}/d/a", str(tmp_path / "held")], **limit)
     while not (tmp_path / "held").exists():
-        pass
+        time.sleep(0.005)
     for name in "bc":
         assert two.run(FETCH, f"s3://{bucket}/d/{name}", **limit) == 0
     assert there() == {"a", "b", "c"}
