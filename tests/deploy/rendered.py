@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,13 @@ def render(name: str) -> str | None:
 
 
 @cache
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+def _parsed(path: Path) -> list[Object]:
+    return [item for item in yaml.safe_load_all(path.read_text(encoding="utf-8")) if item]
 
 
 def objects(name: str) -> list[Object]:
     """Return the objects of a rendering, new ones every time."""
-    path = LOOSE.get(name, GOLDEN / f"{name}.yaml")
-    return [item for item in yaml.safe_load_all(_text(path)) if item]
+    return deepcopy(_parsed(LOOSE.get(name, GOLDEN / f"{name}.yaml")))
 
 
 def label(item: Object) -> str:
