@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.deploy import policies
 from tests.deploy.rendered import DEPLOY, KUBERNETES, OVERLAYS, ROOT, find, objects, pod_spec
 from workflows.backends.argo.context import Context
 from workflows.schema_cluster import Cluster, Resources, quantity
@@ -220,3 +221,20 @@ def test_values_of_the_device_plugin_are_its_own_format() -> None:
     (shared,) = configs["shared"]["sharing"]["timeSlicing"]["resources"]
     assert shared["name"] == Resources().gpu_resource
     assert text("gpu").count("device-plugin.config=shared") == 1
+
+
+def test_argos_helper_may_run_in_a_restricted_namespace() -> None:
+    """Argo gives it no security context by itself, and Kubernetes would refuse the pod."""
+    settings = find(objects("argo"), "ConfigMap")["data"]
+    helper = yaml.safe_load(settings["executor"])
+    pod = yaml.safe_load(settings["workflowDefaults"])["spec"]["securityContext"]
+    container = {"name": "wait", "image": "argoexec:v4", **helper}
+    wrapped = {
+        "kind": "Pod",
+        "metadata": {"name": "step"},
+        "spec": {"securityContext": pod, "containers": [container]},
+    }
+    for policy in (policies.no_root, policies.no_escalation, policies.no_capabilities,
+                   policies.seccomp, policies.resources_set):  # fmt: skip
+        assert not list(policy([wrapped]))
+    assert "runAsUser" not in helper["securityContext"], "it reads files that the step's user wrote"
