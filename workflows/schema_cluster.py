@@ -210,8 +210,7 @@ class Cluster(Config):
         -------
         Resources
             The entry whose name is the longest beginning of `key`; else that of `op`, else
-            `default`. Of an iteration's steps also the part behind the number counts, as in
-            `train` or `label-g000`.
+            `default`.
         """
         name = best_name(self.resources, key, op)
         return Resources() if name is None else self.resources[name]
