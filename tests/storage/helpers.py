@@ -25,9 +25,11 @@ client.PAUSE = 0.001
 botocore.retryhandler.delay_exponential = lambda **_: 0.001
 for line in sys.stdin:
     job = json.loads(line)
+    os.environ.update(job["environment"])
+    made = client.connect()  # takes longer than most jobs; no connection is open yet
     pid = os.fork()
     if pid == 0:
-        os.environ.update(job["environment"])
+        client._client = lambda *_: made
         for name, value in job["constants"].items():
             setattr(downloads, name, value)
         try:

@@ -63,16 +63,16 @@ def compare_download(proxy: Proxy, url: str, cache: Path, plan: Any) -> int:
 def test_download_survives_faults(
     proxy: Proxy, s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every third request fails, in every way, whichever third."""
+    """Every other request fails, in every way, whichever half."""
     small_chunks(monkeypatch)
     write_files(tmp_path / "data", FILES)
     upload(tmp_path / "data", f"s3://{bucket}/d")
     cases = injected = 0
-    for fault, offset in itertools.product(FAULTS, range(3)):
+    for fault, offset in itertools.product(FAULTS, range(2)):
         cache = fresh_cache(tmp_path, f"{fault}-{offset}")
-        injected += compare_download(proxy, f"s3://{bucket}/d", cache, some(3, offset, fault))
+        injected += compare_download(proxy, f"s3://{bucket}/d", cache, some(2, offset, fault))
         cases += 1
-    assert cases == 21
+    assert cases == 14
     assert injected > 100
 
 
@@ -96,22 +96,34 @@ def test_download_survives_a_fault_at_every_request(
 def test_upload_survives_faults(
     proxy: Proxy, s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts included: the large file goes up in three of them."""
-    from ops.storage import uploads
-
-    monkeypatch.setattr(uploads, "PART", 5 * 2**20)
-    files = {**FILES, "huge": random_bytes(12 * 2**20, 4)}
-    folder = write_files(tmp_path / "data", files)
+    folder = write_files(tmp_path / "data", FILES)
     injected = 0
     for number, (fault, offset) in enumerate(itertools.product(FAULTS[:4], range(2))):
         proxy.reset(some(2, offset, fault))
         upload(folder, f"s3://{bucket}/{number}")
         injected += proxy.injected
-        for name, content in files.items():
+        for name, content in FILES.items():
             answer = s3.get_object(Bucket=bucket, Key=f"{number}/{name}")
             assert answer["Body"].read() == content
-        assert answer["ETag"].endswith('-3"')
-    assert injected > 40
+    assert injected >= 2 * 4 * 2 * len(FILES)
+
+
+def test_upload_in_parts_survives_faults(
+    proxy: Proxy, s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ops.storage import uploads
+
+    monkeypatch.setattr(uploads, "PART", 5 * 2**20)
+    content = random_bytes(12 * 2**20, 4)
+    (tmp_path / "huge").write_bytes(content)
+    faults = itertools.cycle(FAULTS[:4])
+    plan = some(1, 0, "")
+    proxy.reset(lambda asked: None if plan(asked) is None else next(faults))
+    upload(tmp_path / "huge", f"s3://{bucket}/huge")
+    assert proxy.injected >= 2 * (1 + 1 + 3 + 1)  # look, begin, three parts, complete
+    answer = s3.get_object(Bucket=bucket, Key="huge")
+    assert answer["ETag"].endswith('-3"')
+    assert answer["Body"].read() == content
 
 
 def test_gives_up_and_goes_on(
@@ -143,7 +155,7 @@ def test_object_replaced_in_the_middle(
         for k in range(2)
     ]
     seen = {0: 0, 1: 0}
-    for number in range(14):
+    for number in range(1, 14, 2):
         put(s3, bucket, "d", versions[0])
 
         def replace(asked: Asked) -> None:
@@ -153,7 +165,7 @@ def test_object_replaced_in_the_middle(
         found = read_files(fetch(f"s3://{bucket}/d", fresh_cache(tmp_path, number)))
         assert found in versions
         seen[versions.index(found)] += 1
-    assert seen[1] >= 10
+    assert seen[1] >= 5
     put(s3, bucket, "d", versions[0])
     counter = itertools.count()
     proxy.reset(

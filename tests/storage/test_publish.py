@@ -55,6 +55,7 @@ class Reader(threading.Thread):
         try:
             while not self.stop.is_set():
                 self.seen[VERSIONS.index(contents(fetch(self.url, self.cache)))] += 1
+                time.sleep(0.02)
         except Exception as error:  # noqa: BLE001  (shown by the test)
             self.errors.append(error)
 
@@ -175,11 +176,9 @@ def steps(tmp_path: Path) -> dict[str, Path]:
     overall = {"nframes": 5, "natoms": 40, "rmse_e": 0.0012, "rmse_f": 0.045, "rmse_v": None}
     entries = [{"model": name, "data": "holdout", "overall": {**overall, "rmse_e": error}}
                for name, error in (("start-m0", 0.9), ("final-m0", 0.0012))]  # fmt: skip
-    table = [
-        {"source": "dft", "train": 7},
-        {"source": "old", "train": 0},
-        {"source": "total", "train": 7},
-    ]
+    rows = {"dft": 7, "old": 0, "total": 7}
+    table = [{"source": source, "train": frames} for source, frames in rows.items()]
+    run = {"elements": ["Cu"], "train_frames": 12, "architecture": "DeepPot-SE"}
     files = {
         "final-train-m0/run.json": run,
         "final-test/results.json": {"results": entries},
@@ -187,8 +186,8 @@ def steps(tmp_path: Path) -> dict[str, Path]:
     }  # fmt: skip
     write_files(folder, {name: json.dumps(content).encode() for name, content in files.items()})
     page = b"<html>dpaflow 2026-02-03 04:05 UTC</html>"
-    write_files(folder, {"report/report.html": page, "final-test/parity-final-m0--holdout.png": b"p",
-                         "final-test/parity-start-m0--holdout.png": b"q"})  # fmt: skip
+    plots = {f"final-test/parity-{name}--holdout.png": b"png" for name in ("final-m0", "start-m0")}
+    write_files(folder, {"report/report.html": page, **plots})
     return {path.name: path for path in folder.iterdir()}
 
 
