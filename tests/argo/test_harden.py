@@ -35,6 +35,14 @@ def test_no_root(manifest: dict) -> None:
         assert container["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_helpers_of_argo_have_no_privileges(manifest: dict) -> None:
+    patch = json.loads(manifest["spec"]["podSpecPatch"])
+    for container in (*patch["initContainers"], *patch["containers"]):
+        assert container["name"] in ("init", "wait")
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_what_is_written_lies_on_a_volume(manifest: dict) -> None:
     for template in steps(manifest).values():
         mounts = [m["mountPath"] for m in template["script"]["volumeMounts"]]

@@ -30,6 +30,7 @@ DEADLINE_MARGIN = 300
 LOST = -1
 """Exit code that Argo gives a pod which ended without one: evicted, preempted, node lost."""
 ANNOTATIONS = {"key": "dpaflow/step", "op": "dpaflow/op", "fingerprint": "dpaflow/fingerprint"}
+NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 MEBI = 2**20
 
 
@@ -123,10 +124,21 @@ def unprivileged(manifest: Manifest, run: Run) -> None:
     for template in _pods(manifest):
         template["script"]["securityContext"] = {
             "runAsNonRoot": True,
-            "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            **NO_PRIVILEGES,
         }
+
+
+def helpers(manifest: Manifest, _run: Run) -> None:
+    """Give Argo's own containers no privileges either, and a step time to save its state.
+
+    A namespace that is `restricted` refuses the whole pod otherwise.
+    """
+    manifest["spec"]["podSpecPatch"] = json.dumps({
+        "terminationGracePeriodSeconds": STOP_SECONDS,
+        "initContainers": [{"name": "init", "securityContext": NO_PRIVILEGES}],
+        "containers": [{"name": "wait", "securityContext": NO_PRIVILEGES}],
+    })  # fmt: skip
 
 
 def ends(manifest: Manifest, run: Run) -> None:
@@ -137,7 +149,6 @@ def ends(manifest: Manifest, run: Run) -> None:
     spec["ttlStrategy"] = {"secondsAfterCompletion": cluster.keep}
     spec["podGC"] = {"strategy": "OnPodSuccess", "deleteDelayDuration": "600s"}
     spec["archiveLogs"] = True
-    spec["podSpecPatch"] = json.dumps({"terminationGracePeriodSeconds": STOP_SECONDS})
 
 
 def artifacts(manifest: Manifest, run: Run) -> None:
@@ -176,7 +187,7 @@ def plain_tasks(manifest: Manifest, _run: Run) -> None:
 
 
 RULES: tuple[Rule, ...] = (
-    identity, accounts, unprivileged, ends, artifacts, scheduling, plain_tasks,
+    identity, accounts, unprivileged, helpers, ends, artifacts, scheduling, plain_tasks,
 )  # fmt: skip
 
 
