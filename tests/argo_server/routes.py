@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.argo_server.faults import Fault
 from tests.argo_server.nodes import Node
+from tests.argo_server.pods import Pod
 from tests.argo_server.server import (
     ARCHIVED,
     ARGO,
@@ -174,6 +176,35 @@ def artifact_file(
 @route(KUBERNETES, "GET", f"{CUSTOM}/{NAME}", "get")
 def custom_get(server: ArgoServer, request: Request, namespace: str, name: str) -> Any:
     return server.controller(namespace, name).snapshot()
+
+
+PODS = f"/api/v1/namespaces/{NAME}/pods"
+
+
+def _pod(pod: Pod, node: str) -> Node:
+    alive = pod.process is not None and pod.process.poll() is None
+    workflow = pod.key.partition("/")[0]
+    metadata = {"name": pod.name, "labels": {"workflows.argoproj.io/workflow": workflow},
+                "annotations": {"workflows.argoproj.io/node-name": node}}  # fmt: skip
+    status = {"phase": "Running" if alive else "Succeeded" if pod.process else "Pending"}
+    return {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}, "status": status}
+
+
+@route(KUBERNETES, "GET", PODS, "list")
+def pods(server: ArgoServer, request: Request, namespace: str) -> Node:
+    workflow = request.query["labelSelector"].partition("=")[2]
+    found = server.engine.pods_of(workflow)
+    items = [_pod(pod, f"{workflow}.{pod.shown}") for pod in found if not pod.removed]
+    return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}
+
+
+@route(KUBERNETES, "DELETE", f"{PODS}/{NAME}", "delete")
+def delete_pod(server: ArgoServer, request: Request, namespace: str, name: str) -> Node:
+    pod = server.engine.pods.get(name)
+    if pod is None:
+        raise Answer(404, f'pods "{name}" not found')
+    server.cluster.faults.append(Fault(pod.shown, "delete"))
+    return _pod(pod, "")
 
 
 @route(KUBERNETES, "POST", CUSTOM, "create")

@@ -102,6 +102,21 @@ class ArgoServer:
         """Token that opens the server."""
         return self.cluster.accounts["user"]
 
+    def kubeconfig(self, path: Path) -> Path:
+        """Write a kubeconfig of the user for the Kubernetes API."""
+        port = self.cluster.environment["KUBERNETES_SERVICE_PORT"]
+        authority = path.with_suffix(".crt")
+        authority.write_text(self.cluster.authority)
+        cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(authority)}
+        document = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "stub",
+            "clusters": [{"name": "stub", "cluster": cluster}],
+            "users": [{"name": "user", "user": {"token": self.token}}],
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "user"}}],
+        }  # fmt: skip
+        path.write_text(json.dumps(document))
+        return path
+
     def _listen(self, *, tls: bool, routes: Routes) -> ThreadingHTTPServer:
         handler = type("Handler", (Handler,), {"argo": self, "routes": routes})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

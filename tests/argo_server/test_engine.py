@@ -8,7 +8,6 @@ from io import BytesIO
 import pytest
 
 from tests.argo_server.faults import Fault
-from tests.argo_server.fixtures import argo_server, certificate, serve  # noqa: F401
 from tests.argo_server.manifests import script, task, workflow
 from tests.argo_server.validate import NotHere, Refused, check
 
@@ -18,7 +17,7 @@ RETRY = {"limit": "2", "retryPolicy": "Always", "expression": AGAIN}
 
 
 @pytest.fixture
-def run(argo_server):  # noqa: F811
+def run(argo_server):
     """Run a workflow to its end and return it."""
 
     def run(manifest):
@@ -89,7 +88,7 @@ READER = script(
 )  # fmt: skip
 
 
-def test_results_travel(run, argo_server):  # noqa: F811
+def test_results_travel(run, argo_server):
     source = "{{tasks.write.outputs.artifacts.folder}}"
     got = {"name": "got", "value": "True:{{=tasks['write'].outputs.parameters['other']}}"}
     found = run(workflow([WRITER, READER], [
@@ -136,7 +135,7 @@ def test_a_step_that_fails(run):
     assert nodes["a"]["type"] == "Retry"
 
 
-def test_more_memory_after_running_out_of_it(run, argo_server):  # noqa: F811
+def test_more_memory_after_running_out_of_it(run, argo_server):
     argo_server.cluster.faults.append(Fault("a(*", "oom", below="4Gi", times=None))
     patch = {"memory": "{{=asInt(retries) == 0 ? 1024 : asInt(retries) == 1 ? 2048 : 4096}}Mi"}
     template = script(
@@ -154,7 +153,7 @@ def test_more_memory_after_running_out_of_it(run, argo_server):  # noqa: F811
     assert main["resources"]["limits"] == {"memory": "4096Mi", "cpu": "1"}
 
 
-def test_no_more_retries(run, argo_server):  # noqa: F811
+def test_no_more_retries(run, argo_server):
     argo_server.cluster.faults.append(Fault("a(0)", "delete"))
     template = script("a", FAILS.format("", 75), retryStrategy={**RETRY, "limit": "1"})
     nodes = shown(run(workflow([template], [task("a")])))
@@ -170,7 +169,7 @@ def test_no_more_retries(run, argo_server):  # noqa: F811
      ("unschedulable", "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu. "
       "preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod.")],
 )  # fmt: skip
-def test_a_pod_that_does_not_start_stays_pending(argo_server, kind, text):  # noqa: F811
+def test_a_pod_that_does_not_start_stays_pending(argo_server, kind, text):
     argo_server.cluster.faults.append(Fault("a", kind))
     limits = {"nvidia.com/gpu": "1"}
     manifest = workflow([script("a", script={"resources": {"limits": limits}})], [task("a")])
@@ -199,7 +198,7 @@ def test_deadlines(run):
     assert shown(found)["a"]["message"] == "Step exceeded its deadline"
 
 
-def test_retry_does_only_again_what_failed(run, argo_server):  # noqa: F811
+def test_retry_does_only_again_what_failed(run, argo_server):
     argo_server.cluster.faults.append(Fault("b", "kill"))
     found = run(workflow([script("a"), script("b", "import time; time.sleep(0.3)"), script("c")],
                          [task("a"), task("b", "a"), task("c", "b")]))  # fmt: skip

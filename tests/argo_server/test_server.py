@@ -8,7 +8,6 @@ import urllib.request
 
 import pytest
 
-from tests.argo_server.fixtures import certificate, serve  # noqa: F401
 from tests.argo_server.manifests import script, task, workflow
 from tests.argo_server.server import Trouble
 
@@ -38,7 +37,7 @@ class Asker:
 
 
 @pytest.fixture
-def ask(serve):  # noqa: F811
+def ask(serve):
     return Asker(serve(tls=True))
 
 

@@ -1,0 +1,1 @@
+from tests.argo_server.fixtures import argo_server, certificate, s3_server, serve  # noqa: F401
