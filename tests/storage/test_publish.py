@@ -55,7 +55,7 @@ class Reader(threading.Thread):
         try:
             while not self.stop.is_set():
                 self.seen[VERSIONS.index(contents(fetch(self.url, self.cache)))] += 1
-                time.sleep(0.02)
+                time.sleep(0.1)
         except Exception as error:  # noqa: BLE001  (shown by the test)
             self.errors.append(error)
 
@@ -68,7 +68,7 @@ def test_killed_at_every_request(
     worker = workers[0]  # goes through the proxy; this process, hence the reader, does not
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     folders = [write_files(tmp_path / str(k), files) for k, files in enumerate(VERSIONS)]
-    requests = 0
+    requests = 2 * (len(VERSIONS[1]) + 1) + 2  # look and put: files, manifest, pointer
     for number in range(100):
         url = f"s3://{bucket}/models/{number}"
         publish_folder(folders[0], url)
@@ -94,16 +94,15 @@ def test_killed_at_every_request(
         reader.join()
         assert not reader.errors
         assert set(reader.seen) <= {0, 1}
-        requests = len(proxy.asked)
         if status == 0:
-            assert (now, number) == (1, requests)
+            assert (now, number, len(proxy.asked)) == (1, requests, requests)
             break
         assert status == -9
         # the request that was under way still arrives: only the last one, the pointer, counts
-        proxy.reset()
-        assert worker.run(PUBLISH, [str(folders[2]), url]) == 0
-        assert VERSIONS.index(contents(fetch(url, tmp_path / "c"))) == 2
-    assert requests == 2 * (len(VERSIONS[1]) + 1) + 2
+        assert now == 0 or number == requests - 1
+        if number % 4 == 3:  # whatever is left of the attempt is in nobody's way
+            assert worker.run(PUBLISH, [str(folders[2]), url]) == 0
+            assert VERSIONS.index(contents(fetch(url, tmp_path / "c"))) == 2
 
 
 def test_readers_during_many_publications(
