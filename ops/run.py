@@ -19,7 +19,7 @@ from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
 from ops import base, catalog
 from ops.files import means_full_disk, write_json
-from ops.storage import localize
+from ops.storage import Unreachable, localize
 
 # Trying again does not bring these back.
 FATAL_OS_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -34,6 +34,8 @@ def classify(error: BaseException) -> tuple[base.Kind, str]:
         return "paused", text
     if means_full_disk(error):
         return "fatal", f"the disk is full ({text}); free some space and resume"
+    if isinstance(error, Unreachable):
+        return "transient", text
     if isinstance(error, DPAError):
         return ("config" if error.exit_code == 2 else "fatal"), text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -14,7 +14,7 @@ What was fetched is kept in a cache ($DPAFLOW_CACHE) which all processes of a ma
 
 from __future__ import annotations
 
-from ops.storage.client import StorageError
+from ops.storage.client import StorageError, Unreachable
 from ops.storage.local import fetch, localize
 from ops.storage.lookup import Object, listing, signature
 from ops.storage.published import publish_folder
@@ -24,6 +24,7 @@ from ops.storage.urls import is_outside, is_url
 __all__ = [
     "Object",
     "StorageError",
+    "Unreachable",
     "content_url",
     "fetch",
     "is_outside",

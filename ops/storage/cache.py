@@ -96,7 +96,7 @@ class Cache(NamedTuple):
             shutil.copyfile(self.object(address), target)
 
     def make_room(self, needed: int, limit: int | None = None) -> None:
-        """Remove what was not used for the longest time until `needed` more bytes fit.
+        """Remove what was not used for longest until the cache, and the disk, hold `needed` more.
 
         Parameters
         ----------
@@ -107,7 +107,8 @@ class Cache(NamedTuple):
         """
         limit = size_limit(os.environ) if limit is None else limit
         for path in sorted(self._removable(), key=_last_use):
-            if self._used() + needed <= limit:
+            free = shutil.disk_usage(self.root).free
+            if self._used() + needed <= limit and needed <= free:
                 return
             if path.parent == self.views:
                 self._remove_view(path)

@@ -37,6 +37,10 @@ class StorageError(OSError):
     """The server did not answer as it should, however often it was asked; later it may."""
 
 
+class Unreachable(ConfigError):
+    """No connection: the address may be wrong, or the network or the server down for a while."""
+
+
 class Changed(Exception):
     """An object is no longer the one that was listed."""
 
@@ -124,7 +128,7 @@ def explain(error: BaseException, url: str, client: Any = None) -> Exception:
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE for a profile of ~/.aws (docs/storage.md)"
         )
     if isinstance(error, unreachable):
-        return ConfigError(
+        return Unreachable(
             f"{url}: no connection to {where} ({type(error).__name__}); check AWS_ENDPOINT_URL, "
             "your network, proxy (HTTPS_PROXY) and certificates (AWS_CA_BUNDLE)"
         )

@@ -18,7 +18,7 @@ PART = 16 * 2**20
 FILES_AT_ONCE = 8
 
 
-def upload(path: Path, url: str) -> None:
+def upload(path: str | Path, url: str) -> None:
     """Copy a file to the object `url`, or a folder's files below it.
 
     The SHA-256 of each file is kept with its object; one that is there with the same is left
@@ -31,6 +31,7 @@ def upload(path: Path, url: str) -> None:
     ConfigError, StorageError
         As for `fetch`.
     """
+    path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder to upload")
     files = dict(_files(path)) if path.is_dir() else {"": path}

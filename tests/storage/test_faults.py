@@ -323,6 +323,16 @@ def test_unreachable(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch("s3://bucket/x")
 
 
+def test_which_failures_may_go_away() -> None:
+    from ops.run import classify
+    from ops.storage import Unreachable
+
+    assert classify(StorageError("busy"))[0] == "transient"
+    assert classify(Unreachable("no connection"))[0] == "transient"
+    assert classify(ConfigError("denied"))[0] == "config"
+    assert classify(DataError("nothing"))[0] == "config"
+
+
 def _holds_no_secret(error: BaseException) -> None:
     """Neither the message nor the traceback of --debug."""
     assert "planted" not in str(error)
