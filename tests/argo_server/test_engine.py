@@ -6,6 +6,7 @@ import time
 from io import BytesIO
 
 import pytest
+import yaml
 
 from tests.argo_server.faults import Fault
 from tests.argo_server.manifests import script, task, workflow
@@ -272,3 +273,10 @@ def test_what_is_not_in_the_stub_is_not_ignored():
     check(changed("metadata.name", "fine"))
     with pytest.raises(NotHere, match="when"):
         check(changed("spec.templates.0.dag.tasks.1.when", "1 == 1"))
+
+
+def test_what_is_rendered_of_the_examples_is_taken(root):
+    golden = sorted((root / "tests" / "argo" / "golden").glob("*.yaml"))
+    assert len(golden) > 4
+    for path in golden:
+        check(yaml.safe_load(path.read_text()))
