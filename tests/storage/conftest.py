@@ -50,8 +50,8 @@ def proxy(session_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+        "AWS_CONFIG_FILE": "/no/config",
+        "AWS_SHARED_CREDENTIALS_FILE": "/no/credentials",
         "DPAFLOW_CACHE": str(tmp_path / "cache"),
     }
     for name, value in settings.items():
@@ -64,12 +64,13 @@ def proxy(session_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     return session_proxy
 
 
-@pytest.fixture
-def s3(proxy: Proxy, s3_server: str) -> Any:
+@pytest.fixture(scope="session")
+def s3(s3_server: str) -> Any:
     """A client that goes past the proxy."""
     import boto3
 
-    return boto3.session.Session().client("s3", endpoint_url=s3_server)
+    session = boto3.session.Session("key", "secret", region_name="us-east-1")
+    return session.client("s3", endpoint_url=s3_server)
 
 
 @pytest.fixture
