@@ -69,7 +69,10 @@ def main() -> int:
         request = parse_config(base.StepRequest, document, str(source))
         run(request)
     except base.StepError as error:
-        return report_failure(error.status.kind or "fatal", f"{request.key}: {error.status.reason}")
+        reason = f"{request.key}: {error.status.reason}"
+        told = error.status.reason.partition("\n")[0]
+        logged = any(told in line for line in str(error).splitlines()[1:])
+        return report_failure(error.status.kind or "fatal", reason, said=logged)
     except SystemExit:
         return report_failure("interrupted", "the pod was told to stop")
     except DPAError as error:
@@ -175,9 +178,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(EXIT_CODES["interrupted"])
 
 
-def report_failure(kind: base.Kind, reason: str) -> int:
-    """Tell why, for people and for the cluster, and return the exit code."""
-    sys.stderr.write(f"{reason}\n")
+def report_failure(kind: base.Kind, reason: str, *, said: bool = False) -> int:
+    """Tell why, for people and for the cluster, and return the exit code.
+
+    `said`: the log tells it already.
+    """
+    if not said:
+        sys.stderr.write(f"{reason}\n")
     with contextlib.suppress(OSError):  # outside a pod there is no such file
         _place(TERMINATION_LOG).write_text(reason[:MAX_REASON], encoding="utf-8")
     return EXIT_CODES[kind]

@@ -78,6 +78,7 @@ def main() -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where credentials are
     kind: str = "succeeded"
     reason = ""
     try:

@@ -24,6 +24,8 @@ ACCOUNT, ACCOUNT_VARIABLE = "/var/run/secrets/kubernetes.io/serviceaccount", "DP
 """Folder with token, ca.crt and namespace of the pod's account, and the variable to move it."""
 GROUP = ("argoproj.io", "v1alpha1")
 EXISTS = 409
+REFUSED = (401, 403, 422)
+"""Another attempt would get the same answer."""
 
 
 def main() -> int:
@@ -95,6 +97,8 @@ class Server:
         try:
             found: dict[str, Any] = self.api.get_namespaced_custom_object(*place)
         except ApiException as error:
+            if error.status in REFUSED:
+                raise _not_allowed("read", name, error) from error
             raise ServerError(f"cannot read workflow {name}: {_text(error)}") from error
         return found
 
@@ -109,12 +113,16 @@ class Server:
         except ApiException as error:
             if error.status == EXISTS:
                 return
-            if error.status in (401, 403, 422):
-                raise ConfigError(
-                    f"the service account of `advance` may not create workflow {name}: "
-                    f"{_text(error)}; see cluster.advance_service_account"
-                ) from error
+            if error.status in REFUSED:
+                raise _not_allowed("create", name, error) from error
             raise ServerError(f"cannot create workflow {name}: {_text(error)}") from error
+
+
+def _not_allowed(action: str, name: str, error: Any) -> ConfigError:
+    return ConfigError(
+        f"the service account of `advance` may not {action} workflow {name}: {_text(error)}; see "
+        "cluster.advance_service_account"
+    )
 
 
 def _text(error: Any) -> str:
