@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from workflows.backends.argo.inputs import externalise
 from workflows.backends.argo.limits import measure
 from workflows.backends.argo.render import fingerprint_of, render, script
 from workflows.backends.argo.run import ADVANCE, Run, load_run, plan_run
-from workflows.schema import Pipeline, parse_pipeline
+from workflows.schema import Pipeline, ReportSettings, parse_pipeline
 
 EXAMPLES = {make_golden.name_of(path): path for path in make_golden.examples()}
 
@@ -147,6 +148,37 @@ def test_script_hides_braces_from_argo() -> None:
 def test_load_run_gives_back_what_was_rendered(manifests: dict) -> None:
     for manifest in manifests.values():
         assert to_yaml(render(load_run(manifest))) == to_yaml(manifest)
+
+
+def test_braces_of_the_pipeline_are_hidden_from_argo(tmp_path: Path) -> None:
+    given = pipeline(tmp_path).model_copy(update={"report": ReportSettings(title="{{a}} {{{=b")})
+    manifest = render(Run(given, signatures={"s3://bucket/{{x": "1"}))
+    text = json.dumps(manifest["spec"]["arguments"])
+    assert "{{" not in text
+    assert load_run(manifest).pipeline.report.title == "{{a}} {{{=b"
+    assert list(load_run(manifest).signatures) == ["s3://bucket/{{x"]
+
+
+@pytest.mark.parametrize("name", ["My alloy!", "a" * 57, "-a", "a.b", "Å"])
+def test_names_that_a_cluster_does_not_take(name: str, tmp_path: Path) -> None:
+    given = pipeline(tmp_path).model_copy(update={"name": name})
+    with pytest.raises(ConfigError, match="name: .* letters, digits, - and _, .* at most 56"):
+        render(Run(given))
+
+
+def test_labels_of_the_user_do_not_move_a_run(tmp_path: Path) -> None:
+    labels = {"dpaflow/run": "another", "dpaflow/sequence": "7", "team": "a"}
+    found = render(Run(pipeline(tmp_path, labels=labels)))["metadata"]["labels"]
+    assert (found["dpaflow/run"], found["dpaflow/sequence"]) == ("small-one", "1")
+    assert found["team"] == "a"
+
+
+def test_claims_whose_names_are_no_names_of_volumes(tmp_path: Path) -> None:
+    volumes = [{"pvc": name, "path": f"/v/{k}"} for k, name in enumerate(["a.b", "a-b", "c" * 70])]
+    for template in steps(render(Run(pipeline(tmp_path, volumes=volumes)))).values():
+        found = {v["name"] for v in template["volumes"]}
+        assert len(found) == len(template["volumes"])
+        assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in found)
 
 
 def test_not_ours() -> None:
@@ -347,6 +379,13 @@ def test_too_large_steps_are_refused(tmp_path: Path) -> None:
     document["data"]["known"]["sources"] = sources
     with pytest.raises(ConfigError, match=r"step collect-known .* would be 1.. KiB, a pod takes"):
         render(Run(parse_pipeline(yaml.safe_dump(document), "test")))
+
+
+def test_argo_writes_some_characters_longer(manifests: dict) -> None:
+    manifest = copy.deepcopy(manifests["demo"])
+    template = steps(manifest)["report"]
+    template["script"]["source"] = "<" * 25_000  # Argo, like all of Kubernetes, writes \\u003c
+    assert measure(manifest).template > 25_000 * 6 + len(template["inputs"]["artifacts"]) * 100
 
 
 def test_size_counts_every_byte(manifests: dict) -> None:

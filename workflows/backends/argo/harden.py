@@ -31,6 +31,7 @@ LOST = -1
 """Exit code that Argo gives a pod which ended without one: evicted, preempted, node lost."""
 ANNOTATIONS = {"key": "dpaflow/step", "op": "dpaflow/op", "fingerprint": "dpaflow/fingerprint"}
 NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+SECCOMP = {"type": "RuntimeDefault"}
 MEBI = 2**20
 
 
@@ -82,8 +83,8 @@ def identity(manifest: Manifest, run: Run) -> None:
         "app.kubernetes.io/managed-by": "dpaflow",
         LABEL_RUN: run.name,
         LABEL_SEQUENCE: str(run.sequence),
-        **cluster.labels,
     }
+    labels |= {name: value for name, value in cluster.labels.items() if name not in labels}
     digest = hashlib.sha256(json.dumps(manifest["spec"], sort_keys=True).encode()).hexdigest()
     manifest["metadata"] = {
         "name": run.workflow,
@@ -119,7 +120,7 @@ def unprivileged(manifest: Manifest, run: Run) -> None:
         "runAsGroup": user,
         "fsGroup": user,
         "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
+        "seccompProfile": dict(SECCOMP),
     }
     for template in _pods(manifest):
         template["script"]["securityContext"] = {
@@ -162,6 +163,8 @@ def artifacts(manifest: Manifest, run: Run) -> None:
         spec["artifactGC"] = {
             "strategy": "OnWorkflowDeletion",
             "serviceAccountName": cluster.gc_service_account,
+            # older versions of Argo leave it out, and a `restricted` namespace refuses the pod
+            "podSpecPatch": json.dumps({"securityContext": {"seccompProfile": SECCOMP}}),
         }
 
 
@@ -225,7 +228,9 @@ def _retry(template: Manifest, run: Run, node: Node) -> None:
             f"(lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in [{codes}])"
             " && !(lastRetry.message matches 'longer than the specified deadline')"
         ),
-        "backoff": {"duration": "30s", "factor": "2", "maxDuration": "1h"},
+        # no maxDuration: it counts from the first attempt's start, and would neither let a long
+        # training be tried again nor let the next attempt run longer than what is left of it
+        "backoff": {"duration": "30s", "factor": "2"},
     }
 
 

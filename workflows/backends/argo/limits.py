@@ -15,6 +15,8 @@ MAX_OBJECT = 1_000_000
 """Bytes. etcd takes 1.5 MiB; Argo packs the status of a workflow above 1 MB."""
 MAX_TEMPLATE = 128 * 1024
 """Bytes. A pod gets its template, and a script its text, in one environment variable."""
+PLACE_BYTES, REPOSITORY_BYTES, ESCAPE_BYTES = 220, 1000, 5
+"""What Argo adds there: where an input is, where the bucket is, and for each of < > &."""
 MAX_DEPTH = 100
 """Templates that may call each other in a row."""
 NODE_BYTES, ARTIFACT_BYTES, NODES_PER_POD, PACKED = 900, 250, 2, 0.2
@@ -62,7 +64,7 @@ def measure(manifest: Mapping[str, Any]) -> Size:
         status += NODES_PER_POD * (NODE_BYTES + ARTIFACT_BYTES * artifacts)
     return Size(
         len(pods), _bytes(manifest), round(PACKED * status),
-        max(map(_bytes, templates)), _depth(manifest),
+        max(map(_in_pod, templates)), _depth(manifest),
     )  # fmt: skip
 
 
@@ -89,10 +91,10 @@ def check_size(manifest: Mapping[str, Any], run: Run) -> Size:
             f"{run.workflow} would be an object of {size.total / 1e6:.2f} MB ({size.pods} pods), "
             f"Kubernetes takes {MAX_OBJECT / 1e6:g} MB; {ADVICE}"
         )
-    large = [t for t in manifest["spec"]["templates"] if _bytes(t) > MAX_TEMPLATE]
+    large = [t for t in manifest["spec"]["templates"] if _in_pod(t) > MAX_TEMPLATE]
     for template in (t for t in large if "dag" not in t):
         raise ConfigError(
-            f"step {template['name']} of {run.workflow} would be {_bytes(template) // 1024} KiB, a "
+            f"step {template['name']} of {run.workflow} would be {_in_pod(template) // 1024} KiB, a "
             f"pod takes {MAX_TEMPLATE // 1024} KiB; shorten what is written out in its settings "
             "(templates, lists)"
         )
@@ -109,6 +111,14 @@ ADVICE = (
 
 def _bytes(value: Any) -> int:
     return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _in_pod(template: Mapping[str, Any]) -> int:
+    """Return the size of a template as Argo hands it to its pod."""
+    text = json.dumps(template, separators=(",", ":"), ensure_ascii=False)
+    places = PLACE_BYTES * len(template.get("inputs", {}).get("artifacts", []))
+    escaped = ESCAPE_BYTES * sum(map(text.count, "<>&"))
+    return len(text.encode()) + places + escaped + REPOSITORY_BYTES
 
 
 def _depth(manifest: Mapping[str, Any]) -> int:

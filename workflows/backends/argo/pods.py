@@ -19,6 +19,8 @@ WORKSPACE = "/dpaflow/workspace"
 SCRATCH, TEMPORARY, SHARED_MEMORY = "scratch", "temporary", "shared-memory"
 ACCESS_KEYS = {"AWS_ACCESS_KEY_ID": "accessKey", "AWS_SECRET_ACCESS_KEY": "secretKey"}
 """Environment variable -> key in the Secret of the bucket."""
+MAX_LABEL = 63
+"""Characters of a volume's name, which has no dots; a claim's may be longer and have some."""
 ADVANCE_RESOURCES = Resources(cpu="1", memory="2Gi", disk="2Gi")
 """The step that submits the next workflow does nothing else."""
 
@@ -81,10 +83,15 @@ def _volumes(run: Run, given: Resources) -> tuple[list[dict[str, Any]], list[dic
     claimed = [*cluster.volumes, *given.pvc]
     if cluster.workspace:
         claimed.append(Volume(pvc=cluster.workspace, path=WORKSPACE, read_only=False))
-    for name in dict.fromkeys(volume.pvc for volume in claimed):
-        volumes.append({"name": f"pvc-{name}", "persistentVolumeClaim": {"claimName": name}})
+    claims = dict.fromkeys(volume.pvc for volume in claimed)
+    names = {
+        claim: f"pvc-{claim}" if "." not in claim and len(claim) < MAX_LABEL - 4 else f"claim-{k}"
+        for k, claim in enumerate(claims)
+    }
+    for claim, name in names.items():
+        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
     for volume in claimed:
-        mount: dict[str, Any] = {"name": f"pvc-{volume.pvc}", "mountPath": volume.path}
+        mount: dict[str, Any] = {"name": names[volume.pvc], "mountPath": volume.path}
         if volume.sub_path:
             mount["subPath"] = volume.sub_path
         if volume.read_only:

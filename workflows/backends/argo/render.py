@@ -7,7 +7,6 @@ generated code, no settings of dflow (which would bring credentials), four times
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from ops.pod import DEFAULTS, IN, WORK
 from workflows.backends.argo.harden import harden
 from workflows.backends.argo.limits import check_pods, check_size
 from workflows.backends.argo.pods import FOLDER, PLOTS, REPORT, SUMMARY, pod_options
-from workflows.backends.argo.run import ADVANCE, Run, plan_run
+from workflows.backends.argo.run import ADVANCE, Run, plan_run, script
 from workflows.graph import Node, needs
 
 ENTRYPOINT = "pipeline"
@@ -141,15 +140,6 @@ def _request(run: Run, node: Node, fingerprint: str) -> dict[str, Any]:
         fingerprint=fingerprint,
         timeout=timeout or settings.execution.timeout,
     ).model_dump(mode="json", exclude_defaults=True)
-
-
-def script(document: Mapping[str, Any]) -> str:
-    """Return JSON in which Argo finds nothing to substitute.
-
-    Two opening braces, which are a variable to Argo, occur in JSON only within a string.
-    """
-    text = json.dumps(document, ensure_ascii=False, sort_keys=True)
-    return text.replace("{{", "{\\u007b")
 
 
 def _outputs(run: Run, node: Node, fingerprint: str, op: OpSpec) -> Any:

@@ -8,9 +8,12 @@ are done, render the rest. One iteration of concurrent learning is one workflow;
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
+
+import yaml
 
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
@@ -25,6 +28,9 @@ LABEL_RUN = "dpaflow/run"
 LABEL_SEQUENCE = "dpaflow/sequence"
 PIPELINE, STATE = "pipeline", "state"
 """Names of the parameters that a workflow keeps its run in."""
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+MAX_NAME = 56
+"""Kubernetes takes 63; `-001` and more follow."""
 ADVANCE = "advance"
 """Name of the last step of an iteration's workflow."""
 
@@ -54,8 +60,20 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Identity of the run on the server."""
-        return slug(self.pipeline.name)
+        """Identity of the run on the server.
+
+        Raises
+        ------
+        ConfigError
+            If the pipeline's name cannot be one there.
+        """
+        found = slug(self.pipeline.name)
+        if not NAME.fullmatch(found) or len(found) > MAX_NAME:
+            raise ConfigError(
+                f"name: {self.pipeline.name!r}; on a cluster a pipeline's name has letters, digits, "
+                f"- and _, a letter or digit at both ends, and at most {MAX_NAME} of them"
+            )
+        return found
 
     @property
     def workflow(self) -> str:
@@ -86,7 +104,19 @@ class Run(NamedTuple):
             "signatures": dict(sorted(self.signatures.items())),
             "version": version("dpaflow"),
         }
-        return {PIPELINE: dump_pipeline(self.pipeline), STATE: json.dumps(state, sort_keys=True)}
+        text = dump_pipeline(self.pipeline)
+        if "{{" in text:
+            text = script(yaml.safe_load(text), sort=False)
+        return {PIPELINE: text, STATE: script(state)}
+
+
+def script(document: Mapping[str, Any], *, sort: bool = True) -> str:
+    """Return JSON in which Argo finds nothing to substitute.
+
+    Two opening braces, which are a variable to Argo, occur in JSON only within a string.
+    """
+    text = json.dumps(document, ensure_ascii=False, sort_keys=sort)
+    return text.replace("{{", "{\\u007b")
 
 
 def load_run(workflow: Mapping[str, Any]) -> Run:
