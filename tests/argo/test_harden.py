@@ -165,7 +165,8 @@ def test_settings_of_the_cluster(tmp_path: Path) -> None:
     assert spec["podPriorityClassName"] == "low"
     assert spec["parallelism"] == 3
     assert spec["artifactGC"] == {
-        "strategy": "OnWorkflowDeletion", "serviceAccountName": "dpaflow-artifact-gc"
+        "strategy": "OnWorkflowDeletion", "serviceAccountName": "dpaflow-artifact-gc",
+        "podSpecPatch": '{"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}',
     }  # fmt: skip
     assert spec["securityContext"]["runAsUser"] == 2000
     assert spec["serviceAccountName"] == "mine"

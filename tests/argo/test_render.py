@@ -162,7 +162,7 @@ def test_braces_of_the_pipeline_are_hidden_from_argo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["My alloy!", "a" * 57, "-a", "a.b", "Å"])
 def test_names_that_a_cluster_does_not_take(name: str, tmp_path: Path) -> None:
     given = pipeline(tmp_path).model_copy(update={"name": name})
-    with pytest.raises(ConfigError, match="name: .* letters, digits, - and _, .* at most 56"):
+    with pytest.raises(ConfigError, match=r"name: .* letters, digits, - and _, .* at most 56"):
         render(Run(given))
 
 

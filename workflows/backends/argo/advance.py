@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ ACCOUNT, ACCOUNT_VARIABLE = "/var/run/secrets/kubernetes.io/serviceaccount", "DP
 """Folder with token, ca.crt and namespace of the pod's account, and the variable to move it."""
 GROUP = ("argoproj.io", "v1alpha1")
 EXISTS = 409
+HANDED_ON = ("workflows.argoproj.io/controller-instanceid", "workflows.argoproj.io/creator")
 REFUSED = (401, 403, 422)
 """Another attempt would get the same answer."""
 
@@ -36,6 +39,9 @@ def main() -> int:
         workflow = server.get(request["workflow"])
         _require_version(workflow)
         follower = following(load_run(workflow), request["decision"])
+        follower["metadata"]["labels"] |= _handed_on(workflow)
+        if server.get(request["workflow"])["spec"].get("shutdown"):
+            return report_failure("interrupted", "the workflow is being stopped, so none follows")
         server.create(follower)
     except DPAError as error:
         return report_failure("config" if error.exit_code == 2 else "fatal", str(error))
@@ -71,6 +77,12 @@ def _require_version(workflow: dict[str, Any]) -> None:
         )
 
 
+def _handed_on(workflow: dict[str, Any]) -> dict[str, str]:
+    """Return labels that an Argo server adds: whose workflow it is, and which controller's."""
+    labels = workflow["metadata"].get("labels") or {}
+    return {name: value for name, value in labels.items() if name.startswith(HANDED_ON)}
+
+
 class ServerError(Exception):
     """The Kubernetes API did not do what it was asked to; perhaps next time."""
 
@@ -80,42 +92,63 @@ class Server:
 
     def __init__(self) -> None:
         from kubernetes import client
+        from kubernetes.config.config_exception import ConfigException
         from kubernetes.config.incluster_config import InClusterConfigLoader
 
         place = Path(os.environ.get(ACCOUNT_VARIABLE, ACCOUNT))
         settings = client.Configuration()
         loader = InClusterConfigLoader(str(place / "token"), str(place / "ca.crt"))
-        loader.load_and_set(settings)
+        try:
+            loader.load_and_set(settings)
+        except ConfigException as error:
+            raise ConfigError(
+                f"`advance` has no token of the cluster ({error}); see "
+                "cluster.advance_service_account"
+            ) from error
         self.namespace = (place / "namespace").read_text(encoding="utf-8").strip()
         self.api = client.CustomObjectsApi(client.ApiClient(settings))
 
     def get(self, name: str) -> dict[str, Any]:
         """Return a workflow."""
-        from kubernetes.client.exceptions import ApiException
-
-        place = (*GROUP, self.namespace, "workflows", name)
-        try:
+        with _plain_errors("read", name):
+            place = (*GROUP, self.namespace, "workflows", name)
             found: dict[str, Any] = self.api.get_namespaced_custom_object(*place)
-        except ApiException as error:
-            if error.status in REFUSED:
-                raise _not_allowed("read", name, error) from error
-            raise ServerError(f"cannot read workflow {name}: {_text(error)}") from error
         return found
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Submit a workflow; one of this name may be there from an earlier attempt."""
+        """Submit a workflow; the same may be there from an earlier attempt."""
         from kubernetes.client.exceptions import ApiException
 
         name = manifest["metadata"]["name"]
         place = (*GROUP, self.namespace, "workflows")
-        try:
-            self.api.create_namespaced_custom_object(*place, manifest)
-        except ApiException as error:
-            if error.status == EXISTS:
+        with _plain_errors("create", name):
+            try:
+                self.api.create_namespaced_custom_object(*place, manifest)
                 return
-            if error.status in REFUSED:
-                raise _not_allowed("create", name, error) from error
-            raise ServerError(f"cannot create workflow {name}: {_text(error)}") from error
+            except ApiException as error:
+                if error.status != EXISTS:
+                    raise
+        if self.get(name)["spec"].get("arguments") != manifest["spec"]["arguments"]:
+            raise ConfigError(
+                f"workflow {name} is there already, with other settings: somebody went on with the "
+                "run in another way; see `dpaflow status`"
+            )
+
+
+@contextmanager
+def _plain_errors(action: str, name: str) -> Iterator[None]:
+    """Translate what the Kubernetes API, or the way to it, does not do."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        if error.status in REFUSED:
+            raise _not_allowed(action, name, error) from error
+        raise ServerError(f"cannot {action} workflow {name}: {_text(error)}") from error
+    except HTTPError as error:
+        raise ServerError(f"cannot {action} workflow {name}: {error}") from error
 
 
 def _not_allowed(action: str, name: str, error: Any) -> ConfigError:

@@ -94,8 +94,8 @@ def check_size(manifest: Mapping[str, Any], run: Run) -> Size:
     large = [t for t in manifest["spec"]["templates"] if _in_pod(t) > MAX_TEMPLATE]
     for template in (t for t in large if "dag" not in t):
         raise ConfigError(
-            f"step {template['name']} of {run.workflow} would be {_in_pod(template) // 1024} KiB, a "
-            f"pod takes {MAX_TEMPLATE // 1024} KiB; shorten what is written out in its settings "
+            f"step {template['name']} of {run.workflow} would be {_in_pod(template) // 1024} KiB, "
+            f"a pod takes {MAX_TEMPLATE // 1024} KiB; shorten what is written out in its settings "
             "(templates, lists)"
         )
     if size.depth > MAX_DEPTH:

@@ -70,8 +70,8 @@ class Run(NamedTuple):
         found = slug(self.pipeline.name)
         if not NAME.fullmatch(found) or len(found) > MAX_NAME:
             raise ConfigError(
-                f"name: {self.pipeline.name!r}; on a cluster a pipeline's name has letters, digits, "
-                f"- and _, a letter or digit at both ends, and at most {MAX_NAME} of them"
+                f"name: {self.pipeline.name!r}; on a cluster a pipeline's name has letters, "
+                f"digits, - and _, a letter or digit at both ends, and at most {MAX_NAME} of them"
             )
         return found
 
