@@ -13,6 +13,17 @@ import pydantic
 UNIONS = (typing.Union, types.UnionType)
 SEQUENCES = (list, tuple, set, frozenset, collections.abc.Sequence)
 MAX_SEEN = 60
+PLAIN = {
+    "tuple_type": "expected a list, in [ ]",
+    "list_type": "expected a list, in [ ]",
+    "dict_type": "expected a mapping, key: value",
+    "model_type": "expected a mapping, key: value",
+    "string_type": "expected text; numbers, yes and no in quotes",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "bool_parsing": "expected true or false",
+}
+"""In the words of somebody who writes YAML."""
 
 
 def explain(error: pydantic.ValidationError, cls: type[pydantic.BaseModel], source: str) -> str:
@@ -45,6 +56,16 @@ def explain(error: pydantic.ValidationError, cls: type[pydantic.BaseModel], sour
     return "\n".join([head, *text])
 
 
+def _example(loc: tuple[Any, ...], cls: type[pydantic.BaseModel]) -> str:
+    """Return the example that a field gives, "" without one."""
+    for model in _walk(loc, cls, keep_last=True)[1]:
+        if isinstance(model, type) and issubclass(model, pydantic.BaseModel):
+            field = _fields(model).get(loc[-1])
+            if field is not None and field.examples:
+                return str(field.examples[0])
+    return ""
+
+
 def _inside(item: Any, outer: Any) -> bool:
     return len(item["loc"]) > len(outer["loc"]) and item["loc"][: len(outer["loc"])] == outer["loc"]
 
@@ -60,7 +81,9 @@ def _mistake(item: Any, cls: type[pydantic.BaseModel]) -> tuple[str, str, str]:
         return dotted, "", f"unknown key; {hint}"
     if item["type"] == "missing":
         return dotted, "", "missing; this key is required"
-    message = item["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(item["type"], item["msg"].removeprefix("Value error, "))
+    if item["type"] == "string_pattern_mismatch" and (example := _example(item["loc"], cls)):
+        message = f"not of the form that is needed; write it like {example}"
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         context = item.get("ctx", {})
         message = f"type must be one of {context.get('expected_tags', _tags(place))}"

@@ -19,6 +19,14 @@ QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "m": 1e-3}  # fmt: skip
 DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY)$", re.IGNORECASE)
+IMAGE = re.compile(r"[a-z0-9]([a-z0-9._:/-]*[a-z0-9])?")
+TOLERATION = ("key", "operator", "value", "effect", "tolerationSeconds")
+AFFINITY = ("nodeAffinity", "podAffinity", "podAntiAffinity")
+TAKEN = ("/dpaflow/", "/tmp/", "/dev/shm/")
+"""Folders of every pod; no volume can be there."""
 
 
 def quantity(value: str) -> float:
@@ -29,11 +37,25 @@ def quantity(value: str) -> float:
     return float(found[1]) * UNITS[found[2] or ""]
 
 
-def _quantity_text(value: Any) -> Any:
-    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    if isinstance(text, str):
-        quantity(text)
-    return text
+def _text(value: Any) -> Any:
+    """Return a number as text, as YAML reads `cpu: 4`."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if plain else value
+
+
+def _cores(value: str) -> str:
+    found = QUANTITY.fullmatch(value)
+    if found is None or found[2] not in (None, "m") or not quantity(value):
+        raise ValueError(f"{value!r} is no quantity of CPU cores; write 4, or 500m for half a core")
+    return value
+
+
+def _bytes(value: str) -> str:
+    if not QUANTITY.fullmatch(value):
+        raise ValueError(f"{value!r} is no quantity of bytes; write 16Gi or 512Mi, without a space")
+    if quantity(value) < UNITS["Mi"]:
+        raise ValueError(f"{value!r} is {quantity(value):g} bytes; write the unit: 16Gi or 512Mi")
+    return value
 
 
 def _dns_name(value: str) -> str:
@@ -42,20 +64,47 @@ def _dns_name(value: str) -> str:
     return value
 
 
+def _label(value: str) -> str:
+    if not LABEL.fullmatch(value):
+        raise ValueError(f"{value!r} cannot be the value of a label in Kubernetes: letters, "
+                         "digits, -, _ and . without spaces, at most 63")  # fmt: skip
+    return value
+
+
+def _variable(name: str) -> str:
+    if not VARIABLE.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be an environment variable: letters, digits and _")
+    if SECRET.search(name):
+        raise ValueError(f"the variable {name} looks like a secret, and all who see the workflow "
+                         "could read it; put it into a Secret, named in env_secrets")  # fmt: skip
+    return name
+
+
 def _image(value: str) -> str:
     """Refuse an image that may be another one tomorrow: without tag, or latest."""
     name, at, _ = value.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
+    if not IMAGE.fullmatch(name.removesuffix(f":{tag}")):
+        raise ValueError(f"{value!r} is no image: lower case, digits, . _ - and /, no spaces")
     if not at and tag in ("", "latest"):
         raise ValueError(f"{value!r}: name a tag other than latest, or a digest; what it means "
                          "today must be what it means when a pod is tried again")  # fmt: skip
     return value
 
 
-Quantity = Annotated[str, pydantic.BeforeValidator(_quantity_text)]
+Cores = Annotated[str, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_cores)]
+Bytes = Annotated[str, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_bytes)]
+Label = Annotated[str, pydantic.AfterValidator(_label)]
+Variable = Annotated[str, pydantic.AfterValidator(_variable)]
 DnsName = Annotated[str, pydantic.AfterValidator(_dns_name)]
 Image = Annotated[str, pydantic.AfterValidator(_image)]
-MountPath = Annotated[str, Field(pattern=r"^/[^:]+$")]
+MountPath = Annotated[str, Field(pattern=r"^/[^:]+$", examples=["/data"])]
+
+
+def _known_keys(entry: dict[str, Any], known: tuple[str, ...], what: str) -> None:
+    for name in entry:
+        if name not in known:
+            raise ValueError(f"{name!r} is no key of {what}; there are {', '.join(known)}")
 
 
 class Volume(Config):
@@ -74,24 +123,24 @@ class Volume(Config):
 class Resources(Config):
     """What one step gets. A pod is never given less than it asks for, and never more."""
 
-    cpu: Quantity = "2"
+    cpu: Cores = "2"
     """CPU cores."""
-    memory: Quantity = "8Gi"
+    memory: Bytes = "8Gi"
     """Main memory."""
-    max_memory: Quantity | None = None
+    max_memory: Bytes | None = None
     """Memory of later attempts: each has twice that of the one before, up to this; twice
     `memory` when left out."""
     gpu: NonNegativeInt = 0
     """GPUs, all in one pod; a training on several runs one process each through torchrun."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name of the resource, e.g. that of a MIG slice."""
-    gpu_type: str | None = None
+    gpu_type: Label | None = None
     """Only on nodes with this GPU (label nvidia.com/gpu.product), e.g. NVIDIA-A100-SXM4-80GB."""
-    shm: Quantity | None = None
+    shm: Bytes | None = None
     """Size of /dev/shm, in memory, within `memory`; several processes exchange batches there."""
-    disk: Quantity = "20Gi"
+    disk: Bytes = "20Gi"
     """Scratch space for the step's inputs and results."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[str, Label] = Field(default_factory=dict)
     """Labels a node must have."""
     tolerations: tuple[dict[str, Any], ...] = ()
     """Taints a node may have, as Kubernetes writes them."""
@@ -106,15 +155,28 @@ class Resources(Config):
     `execution.retries` when left out."""
     pvc: tuple[Volume, ...] = ()
     """Volumes beside those of `cluster.volumes`."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[Variable, str] = Field(default_factory=dict)
     """Environment variables. No secrets: they are readable in the workflow."""
     env_secrets: tuple[DnsName, ...] = ()
     """Names of Secrets whose keys become environment variables."""
 
-    @pydantic.field_validator("pvc", mode="before")
+    @pydantic.field_validator("pvc", "tolerations", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, dict) else value
+
+    @pydantic.field_validator("tolerations")
+    @classmethod
+    def _known_tolerations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for entry in value:
+            _known_keys(entry, TOLERATION, "a toleration")
+        return value
+
+    @pydantic.field_validator("affinity")
+    @classmethod
+    def _known_affinity(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        _known_keys(value or {}, AFFINITY, "an affinity")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Resources:
@@ -131,11 +193,17 @@ class Resources(Config):
 class Storage(Config):
     """Where results of steps, and copies of your local files, are kept: an S3 bucket."""
 
-    bucket: str = Field("dpaflow", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    bucket: str = Field(
+        "dpaflow", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", examples=["my-bucket"]
+    )
     """Bucket of the artifact repository."""
-    prefix: str = Field("dpaflow", pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
+    prefix: str = Field(
+        "dpaflow", pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$", examples=["group/runs"]
+    )
     """Beginning of all keys."""
-    endpoint: str | None = Field(None, pattern=r"^https?://[^/@]+$")
+    endpoint: str | None = Field(
+        None, pattern=r"^https?://[^/@]+$", examples=["https://s3.example.org"]
+    )
     """Address of the S3 server as pods see it; that of AWS when left out."""
     region: str | None = None
     """Region, if the server wants one."""
@@ -143,7 +211,9 @@ class Storage(Config):
     """Secret with the keys accessKey and secretKey, for pods that read or write s3:// paths;
     null where the pods' service account has the right (IRSA, workload identity)."""
     repository: str = Field(
-        "artifact-repositories/dpaflow", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"
+        "artifact-repositories/dpaflow",
+        pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
+        examples=["artifact-repositories/dpaflow"],
     )
     """ConfigMap and key of Argo's artifact repository."""
 
@@ -188,13 +258,27 @@ class Cluster(Config):
     """PriorityClass of the pods."""
     user: PositiveInt = 1000
     """Numerical user and group of the pods; never root."""
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, Label] = Field(default_factory=dict)
     """Labels of the workflow and its pods, e.g. for accounting."""
 
     @pydantic.field_validator("resources", mode="before")
     @classmethod
     def _lay_over_default(cls, data: Any) -> Any:
         return lay_over_default(data)
+
+    @pydantic.model_validator(mode="after")
+    def _one_volume_a_folder(self) -> Cluster:
+        for name, entry in {"default": Resources(), **self.resources}.items():
+            seen: set[str] = set()
+            for volume in (*self.volumes, *entry.pvc):
+                path = volume.path.rstrip("/")
+                if path in seen:
+                    raise ValueError(f"two volumes have the path {path} (resources.{name})")
+                if f"{path}/".startswith(TAKEN):
+                    raise ValueError(f"a volume cannot have the path {path}: pods need that folder "
+                                     "for themselves; take another, e.g. /data")  # fmt: skip
+                seen.add(path)
+        return self
 
     def resources_for(self, key: str, op: str) -> Resources:
         """Return what a step gets.

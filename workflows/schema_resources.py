@@ -21,8 +21,8 @@ DEFAULT = "default"
 def seconds(value: float | str) -> int:
     """Return a duration, 90, "90 s", "30 min", "2h" or "7 d", in whole seconds."""
     found = DURATION.fullmatch(str(value).replace(" ", ""))
-    if found is None:
-        raise ValueError(f"{value!r} is no duration; write 90, 30min, 2h or 7d")
+    if found is None or not float(found[1]):
+        raise ValueError(f"{value!r} is no duration; write 90 (seconds), 30min, 2h or 7d")
     return max(1, round(float(found[1]) * SECONDS[found[2] or ""]))
 
 

@@ -58,8 +58,7 @@ ALLOYS = {"sources": [{"path": "a.xyz"}]}
         ({"models": {"m": {"descriptor": {"type": "dpa2"}}}},
          "models.m.descriptor: type must be one of 'dpa1', 'se_e2_a' (got {'type': 'dpa2'"),
         ({"models": {"m": {"descriptor": {"type": "dpa1", "sel": "x"}}}},
-         "models.m.descriptor.sel: input should be a valid integer, unable to parse string as an "
-         "integer, or input should be 'auto' (got 'x')"),
+         "models.m.descriptor.sel: expected a whole number, or input should be 'auto' (got 'x')"),
         ({"models": {"m": {"descriptor": {"type": "se_e2_a", "sel": [1]}}}},
          "models.m: descriptor.sel has 1 numbers, type_map has 2 elements"),
         ({"data": {"alloys": {"sources": [{"path": "a.xyz", "fromat": "x"}]}}},

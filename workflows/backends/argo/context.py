@@ -33,9 +33,14 @@ FALSE = ("", "0", "false", "no", "off")
 class Context(Config):
     """An Argo server and how to talk to it."""
 
-    server: str = Field("https://localhost:2746", pattern=r"^https?://[^/@\s]+(/[^\s?#]*)?$")
+    server: str = Field(
+        "https://localhost:2746", pattern=r"^https?://[^/@\s]+(/[^\s?#]*)?$",
+        examples=["https://argo.example.org:2746"],
+    )  # fmt: skip
     """Address of the Argo server; the default is where `kubectl port-forward` puts it."""
-    namespace: str = Field("dpaflow", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    namespace: str = Field(
+        "dpaflow", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", examples=["dpaflow"]
+    )
     """Namespace of the workflows."""
     token: SecretStr | None = Field(None, exclude=True, repr=False)
     """From the environment variable ARGO_TOKEN only; not allowed in a context file."""
@@ -45,7 +50,9 @@ class Context(Config):
     """Certificates (PEM) to trust instead of the public ones."""
     verify: bool = True
     """Whether the server's certificate is checked."""
-    ui: str | None = Field(None, pattern=r"^https?://[^@\s]+$")
+    ui: str | None = Field(
+        None, pattern=r"^https?://[^@\s]+$", examples=["https://argo.example.org"]
+    )
     """Address of the dashboard; that of the server when left out."""
     kubeconfig: Path | None = None
     """kubeconfig for the checks that ask Kubernetes itself; kubectl's when left out."""
