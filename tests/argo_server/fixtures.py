@@ -71,18 +71,14 @@ def argo_server(serve: Serve) -> ArgoServer:
     return serve()
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """Address of an S3 server of moto with an empty bucket."""
+@pytest.fixture
+def s3_server(moto_server: str) -> str:
+    """Address of an S3 server with an empty bucket."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1",
-                          aws_access_key_id=ACCESS, aws_secret_access_key=SECRET)  # fmt: skip
-    client.create_bucket(Bucket=BUCKET)
-    yield url
-    server.stop()
+    client = boto3.resource("s3", endpoint_url=moto_server, region_name="us-east-1",
+                            aws_access_key_id=ACCESS, aws_secret_access_key=SECRET)  # fmt: skip
+    bucket = client.Bucket(BUCKET)
+    bucket.create()  # there already: all servers of moto in a process have the same buckets
+    bucket.objects.delete()
+    return moto_server

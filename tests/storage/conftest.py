@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +20,8 @@ COUNT = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def session_proxy(s3_server: str) -> Iterator[Proxy]:
-    proxy = Proxy(s3_server)
+def session_proxy(moto_server: str) -> Iterator[Proxy]:
+    proxy = Proxy(moto_server)
     yield proxy
     proxy.stop()
 
@@ -65,12 +52,12 @@ def proxy(session_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 @pytest.fixture(scope="session")
-def s3(s3_server: str) -> Any:
+def s3(moto_server: str) -> Any:
     """A client that goes past the proxy."""
     import boto3
 
     session = boto3.session.Session("key", "secret", region_name="us-east-1")
-    return session.client("s3", endpoint_url=s3_server)
+    return session.client("s3", endpoint_url=moto_server)
 
 
 @pytest.fixture

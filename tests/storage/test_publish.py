@@ -61,12 +61,12 @@ class Reader(threading.Thread):
 
 
 def test_killed_at_every_request(
-    proxy: Proxy, s3_server: str, bucket: str, tmp_path: Path, workers: tuple[Zygote, Zygote],
+    proxy: Proxy, moto_server: str, bucket: str, tmp_path: Path, workers: tuple[Zygote, Zygote],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """kill -9 as a request of a publication arrives, for every request, while others read."""
     worker = workers[0]  # goes through the proxy; this process, hence the reader, does not
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server)
     folders = [write_files(tmp_path / str(k), files) for k, files in enumerate(VERSIONS)]
     requests = 2 * (len(VERSIONS[1]) + 1) + 2  # look and put: files, manifest, pointer
     for number in range(100):

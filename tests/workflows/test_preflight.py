@@ -28,6 +28,7 @@ from workflows.backends.argo.scene import set_scene
 from workflows.doctor import Check
 from workflows.schema import Pipeline, load_pipeline
 from workflows.schema_cluster import Cluster
+from workflows.schema_paths import map_paths
 
 SPACE = "dpaflow"
 TOKEN, KUBE_TOKEN, SECRET_DATA = "planted-argo-token", "planted-kube-token", "planted-secret-data"
@@ -711,17 +712,6 @@ def test_encryption(server: str, verify: bool, verdict: str) -> None:
 # --- bucket, images, the pipeline alone
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -731,20 +721,19 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("credentials")
-def test_bucket(s3: str, context: Context, demo: Pipeline) -> None:
+def test_bucket(s3_server: str, context: Context, demo: Pipeline) -> None:
     import boto3
 
     def run(**storage: Any) -> Check:
-        pipeline = with_cluster(demo, storage={"endpoint": s3, **storage})
+        pipeline = with_cluster(demo, storage={"endpoint": s3_server, **storage})
         (check,) = guard("bucket", check_bucket, set_scene(context, pipeline))
         return check
 
     check = run(bucket="missing")
     assert check.verdict == "error"
     assert "no such bucket" in check.found
-    client = boto3.client("s3", endpoint_url=s3)
-    client.create_bucket(Bucket="dpaflow")
-    assert run() == Check("bucket dpaflow", "ok", f"{s3}: written, read back, deleted")
+    client = boto3.client("s3", endpoint_url=s3_server)
+    assert run() == Check("bucket dpaflow", "ok", f"{s3_server}: written, read back, deleted")
     assert "Contents" not in client.list_objects_v2(Bucket="dpaflow")
     assert run(endpoint="http://127.0.0.1:9").verdict == "error"
     check = run(endpoint="http://minio.storage.svc:9000")
@@ -771,7 +760,7 @@ def test_bucket_without_credentials(
     assert "the probe checks it from inside" in check.advice
     (check,) = check_bucket(set_scene(context, demo))
     assert check.verdict == "error"
-    assert "3 local paths" in check.found
+    assert "local files are to be copied to the bucket (3 paths)" in check.found
 
 
 DIGEST = "sha256:" + "0" * 64
@@ -885,7 +874,8 @@ def test_local_files(context: Context, tmp_path: Path, monkeypatch: pytest.Monke
     assert check == Check(
         "local files", "ok", "3 files, 1.5 MB, are copied to the bucket by submit"
     )
-    there = with_cluster(pipeline, volumes=[{"pvc": "data", "path": str(tmp_path)}])
+    there = map_paths(pipeline, lambda path: f"/data/{Path(path).name}")
+    there = with_cluster(there, volumes=[{"pvc": "data", "path": "/data"}])
     assert next(check_files(set_scene(context, there))).found == "none to copy"
     (tmp_path / "unary.extxyz").unlink()
     (check,) = check_files(set_scene(context, pipeline))
@@ -897,21 +887,18 @@ def test_local_files(context: Context, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_nothing_secret_is_printed(
-    kube: KubernetesAPI, argo: ArgoServer, context: Context, demo: Pipeline, s3: str,
+    kube: KubernetesAPI, argo: ArgoServer, context: Context, demo: Pipeline, s3_server: str,
     credentials: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any,
 ) -> None:  # fmt: skip
     """All checks, in good and bad states, through the command; planted texts nowhere."""
-    import boto3
-
     path = tmp_path / "pipeline.yaml"
     path.write_text((cli.TEMPLATES / "demo.yaml").read_text())
     data = Path(demo.data["ternary"].sources[0].path).parent
     values = {"ARGO_TOKEN": TOKEN, "DPAFLOW_CONTEXT": tmp_path / "context.yaml", "DEMO_DATA": data,
-              "AWS_ENDPOINT_URL": s3}  # fmt: skip
+              "AWS_ENDPOINT_URL": s3_server}  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr("sys.argv", ["dpaflow", "doctor", "--cluster", str(path), "--no-probe"])
-    boto3.client("s3").create_bucket(Bucket="dpaflow")
     text = ""
     with serving(argo.answer) as url:
         settings = {"server": url, "kubeconfig": str(context.kubeconfig)}
