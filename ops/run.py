@@ -19,7 +19,7 @@ from dpa_core.config import parse_config
 from dpa_core.errors import DPAError
 from ops import base, catalog
 from ops.files import means_full_disk, write_json
-from ops.storage import Unreachable, localize
+from ops.storage import Unreachable, localize, with_urls
 
 # Trying again does not bring these back.
 FATAL_OS_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -29,7 +29,7 @@ PARENT_POLL = 0.5
 
 def classify(error: BaseException) -> tuple[base.Kind, str]:
     """Return the kind of failure an exception means, and one line to say it."""
-    text = str(error) or type(error).__name__
+    text = with_urls(str(error)) or type(error).__name__
     if isinstance(error, base.Paused):
         return "paused", text
     if means_full_disk(error):

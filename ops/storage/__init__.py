@@ -15,7 +15,7 @@ What was fetched is kept in a cache ($DPAFLOW_CACHE) which all processes of a ma
 from __future__ import annotations
 
 from ops.storage.client import StorageError, Unreachable
-from ops.storage.local import fetch, localize
+from ops.storage.local import fetch, localize, with_urls
 from ops.storage.lookup import Object, listing, signature
 from ops.storage.published import publish_folder
 from ops.storage.uploads import content_url, upload, upload_content
@@ -35,4 +35,5 @@ __all__ = [
     "signature",
     "upload",
     "upload_content",
+    "with_urls",
 ]

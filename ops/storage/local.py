@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -67,8 +66,11 @@ def fetch(url: str | Path, cache: Path | None = None) -> Path:
     )
 
 
-@functools.cache
-def _localize(url: str) -> Path:
+_copies: dict[str, Path] = {}
+"""What this process has asked for: URL -> local path."""
+
+
+def _copy(url: str) -> Path:
     path = fetch(url)
     card = path / CARD
     if not card.is_file():
@@ -85,7 +87,18 @@ def localize(path: str | Path) -> Path | str:
     """
     if not is_url(path):
         return path if isinstance(path, Path) else str(path)
-    return _localize(as_url(path))
+    url = as_url(path)
+    if url not in _copies:
+        _copies[url] = _copy(url)
+    return _copies[url]
+
+
+def with_urls(text: str) -> str:
+    """Return a message with URLs in place of the paths of their copies, which nobody knows."""
+    for url, path in _copies.items():
+        text = text.replace(str(path), url)
+        text = text.replace(str(path.parent), url.rpartition("/")[0])  # of a pattern's files
+    return text
 
 
 class _Task(NamedTuple):

@@ -207,6 +207,17 @@ def test_next_iteration_reads_the_earlier_from_the_bucket(manifests: dict) -> No
     assert {"report", "final-train-m0"} <= set(steps(third))
 
 
+def test_publishing_has_the_keys_of_the_bucket(manifests: dict) -> None:
+    run = load_run(manifests["kubernetes"])
+    last = following(run, DECISION | {"go": False, "verdict": "converged"})
+    publish = steps(last)["publish"]
+    names = {entry["name"] for entry in publish["script"]["env"]}
+    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"} <= names
+    assert json.loads(publish["script"]["source"])["config"]["to"] == "s3://alloys/models/al-mg"
+    final = json.loads(steps(last)["final-train-m0"]["script"]["source"])["config"]
+    assert final["nproc"] == 4  # cluster.resources.final-train
+
+
 def test_finished_steps_are_left_out(manifests: dict) -> None:
     run = load_run(manifests["demo"])
     nodes, prints = plan_run(run)

@@ -45,7 +45,7 @@ def proxy(session_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage_client, "PAUSE", 0.001)
     monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda **_: 0.001)
-    local._localize.cache_clear()
+    local._copies.clear()
     session_proxy.reset()
     session_proxy.delay = 0.0
     return session_proxy

@@ -21,6 +21,7 @@ from ops.storage import (
     signature,
     upload,
     upload_content,
+    with_urls,
 )
 from ops.storage.cache import size_limit
 from ops.storage.urls import parse
@@ -98,6 +99,18 @@ def test_second_fetch_downloads_nothing(proxy: Proxy, s3: Any, bucket: str) -> N
     assert fetch(f"s3://{bucket}/d").joinpath("type.raw").read_bytes() == b"1 0\n"
     assert first.joinpath("type.raw").read_bytes() == b"0 1\n"
     assert gets(proxy)[3:] == [f"/{bucket}/d/type.raw"]
+
+
+def test_messages_name_urls(proxy: Proxy, s3: Any, bucket: str, tmp_path: Path) -> None:
+    """The user knows URLs, not the paths of their copies; both, alone and in a pattern."""
+    del proxy, tmp_path
+    put(s3, bucket, "d", {"a.xyz": b"1", "b.xyz": b"2"})
+    one = localize(f"s3://{bucket}/d/a.xyz")
+    assert with_urls(f"{one} frame 0: wrong") == f"s3://{bucket}/d/a.xyz frame 0: wrong"
+    pattern = Path(localize(f"s3://{bucket}/d/*.xyz"))
+    assert with_urls(f"{pattern}: none") == f"s3://{bucket}/d/*.xyz: none"
+    assert with_urls(f"{pattern.parent}/b.xyz: wrong") == f"s3://{bucket}/d/b.xyz: wrong"
+    assert with_urls("/elsewhere/b.xyz: wrong") == "/elsewhere/b.xyz: wrong"
 
 
 def test_localize(proxy: Proxy, s3: Any, bucket: str, tmp_path: Path) -> None:
