@@ -11,11 +11,13 @@ from typing import Any
 from dpa_core.errors import ConfigError
 from workflows.backends.argo.client import ArgoClient
 from workflows.backends.argo.reasons import advise, explain
-from workflows.backends.argo.run import LABEL_RUN, Run, load_run, plan_run
+from workflows.backends.argo.run import LABEL_RUN, LABEL_SEQUENCE, Run, load_run, plan_run
 from workflows.backends.argo.states import (
     ENDED,
     Attempts,
+    Carried,
     attempts,
+    carried,
     decisions,
     pod_name,
     read_states,
@@ -62,7 +64,18 @@ class ClusterRun(Source):
             raise ConfigError(no_such_run(self.client, self.name))
         self.workflows = found
         _, nodes, prints = self.plan
-        return read_states(nodes, prints, found)
+        return read_states(nodes, prints, found, self.carried().steps)
+
+    def carried(self) -> Carried:
+        """Return what the oldest workflow took over from others, which are gone."""
+        oldest = self.workflows[0]
+        if (oldest["metadata"].get("labels") or {}).get(LABEL_SEQUENCE, "1") == "1":
+            return Carried()
+        try:
+            made, _, prints = self._plan_of(oldest)
+        except ConfigError:  # of another version
+            return Carried()
+        return carried(oldest, made, prints)
 
     @property
     def newest(self) -> dict[str, Any]:
@@ -72,9 +85,12 @@ class ClusterRun(Source):
     @property
     def plan(self) -> Plan:
         """The run as its latest workflow carries it, its steps and their fingerprints."""
-        name = self.newest["metadata"]["name"]
+        return self._plan_of(self.newest)
+
+    def _plan_of(self, workflow: dict[str, Any]) -> Plan:
+        name = workflow["metadata"]["name"]
         if name not in self._plans:
-            run = load_run(self.newest)
+            run = load_run(workflow)
             self._plans[name] = (run, *plan_run(run))
         return self._plans[name]
 
@@ -152,6 +168,10 @@ class ClusterRun(Source):
             return ""
         kind, _ = explain(telling(found), found.workflow)
         return advise(kind, step.node.key, step.node.op)
+
+    def keeps_state(self) -> bool:
+        """Return whether an interrupted training goes on from its checkpoint: on a volume only."""
+        return self.plan[0].settings.cluster.workspace is not None
 
     def leftover(self) -> list[str]:
         """Return what the server says about a workflow that ended although no step failed."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpa_core.errors import ConfigError
+from dpa_core.errors import ConfigError, DPAError
 from workflows.backends.argo.client import ArgoClient
-from workflows.backends.argo.cluster_run import ClusterRun
+from workflows.backends.argo.cluster_run import ClusterRun, no_such_run
 from workflows.backends.argo.inputs import Upload, externalise, signatures
 from workflows.backends.argo.render import render
-from workflows.backends.argo.run import LABEL_RUN, LABEL_SEQUENCE, Run, plan_nodes, plan_run
-from workflows.backends.argo.states import ENDED, decided_by, finished
+from workflows.backends.argo.run import (
+    ADVANCE,
+    LABEL_RUN,
+    LABEL_SEQUENCE,
+    Run,
+    load_run,
+    plan_nodes,
+    plan_run,
+)
+from workflows.backends.argo.states import ENDED, Carried, carried, decided_by, finished
 from workflows.backends.argo.transport import ServerError
 from workflows.graph import Node
 from workflows.revisions import Revision, current_plan, require_start, revised_pipeline
@@ -23,6 +33,10 @@ from workflows.schema_paths import map_paths
 
 HASH = "dpaflow/content-hash"
 ENDPOINT = "AWS_ENDPOINT_URL"
+SETTLE = 1.0
+"""Seconds in which a workflow appears that `advance` was just about to submit."""
+
+log = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
@@ -75,14 +89,39 @@ def plan_next(run: Run, workflows: Sequence[Mapping[str, Any]]) -> Plan:
     def prints(nodes: Sequence[Node]) -> dict[str, str]:
         return plan_nodes(run, nodes)[1]
 
-    decided = decided_by(workflows)
-    _, progress = current_plan(run.pipeline, run.revisions, decided, prints)
     numbers = [int(w["metadata"]["labels"].get(LABEL_SEQUENCE, 0)) for w in workflows]
+    here = [workflow for workflow in workflows if _same_place(run, workflow)]
+    before = _carried(here[0]) if here else Carried()
+    decided = decided_by(here, before)
+    _, progress = current_plan(run.pipeline, run.revisions, decided, prints)
     run = run._replace(progress=progress, sequence=1 + max(numbers, default=0))
     nodes, wanted = plan_run(run)
-    there = finished(workflows)
+    there = {**before.steps, **finished(here)}
     done = {key: print_ for key, print_ in wanted.items() if there.get(key) == print_}
+    if run.goes_on:
+        done.pop(run.decision, None)  # finished, but what it decided cannot be read
     return Plan(run, [node for node in nodes if node.key not in done], done)
+
+
+def _same_place(run: Run, workflow: Mapping[str, Any]) -> bool:
+    """Return whether a workflow left its results where this run looks for them."""
+    try:
+        other = load_run(workflow).pipeline.cluster.storage
+    except ConfigError:  # made by another version: its results are found by their fingerprints
+        return True
+    ours = run.pipeline.cluster.storage
+    return all(
+        getattr(ours, name) == getattr(other, name) for name in ("bucket", "prefix", "repository")
+    )
+
+
+def _carried(workflow: Mapping[str, Any]) -> Carried:
+    """Return what a workflow took over from others, which are gone by now."""
+    try:
+        run = load_run(workflow)
+        return carried(workflow, run, plan_run(run)[1]) if run.sequence > 1 else Carried()
+    except ConfigError:
+        return Carried()
 
 
 def prepare(pipeline: Pipeline) -> tuple[Run, list[Upload]]:
@@ -171,15 +210,33 @@ def resume(run: ClusterRun, revision: Revision | None = None) -> Submitted:
     """
     run.refresh()
     require_idle(run.name, run.workflows)
-    if revision is None and run.phase != "Succeeded":
+    made = run.plan[0]
+    if revision is not None or run.phase != "Succeeded":
+        made = _with_data_of_today(made)
+    if revision is not None:
+        return _revise(made, run, revision, "settings changed")
+    why = "the last workflow had come to its end"
+    if made.signatures != run.plan[0].signatures:
+        why = "data behind s3:// paths changed"
+    elif run.phase != "Succeeded":
         why = _retry_differs(run)
         if not why:
             return _retry(run)
-    else:
-        why = "settings changed" if revision else "the last workflow had come to its end"
-    if revision is not None:
-        return _revise(run, revision, why)
-    return _submit_rest(run.plan[0], run, why)
+    return _submit_rest(made, run, why)
+
+
+def _with_data_of_today(run: Run) -> Run:
+    """Return the run with what is behind its URLs now, not when it was submitted."""
+    if not run.signatures:
+        return run
+    known = [Upload("", url) for url in _urls(run.settings) if url not in run.signatures]
+    try:
+        with endpoint(run.settings):
+            found = signatures(run.settings, known)
+    except DPAError as error:
+        log.warning("cannot look whether data changed since the run was submitted: %s", error)
+        return run
+    return run._replace(signatures={**run.signatures, **found})
 
 
 def _retry_differs(run: ClusterRun) -> str:
@@ -199,12 +256,14 @@ def _retry(run: ClusterRun) -> Submitted:
     try:
         run.client.retry(name)
     except ServerError as error:
-        return _submit_rest(run.plan[0], run, f"Argo cannot retry {name}: {error}")
+        run.refresh()
+        if not run.running:
+            return _submit_rest(run.plan[0], run, f"Argo cannot retry {name}: {error}")
+        # it does, although the answer was lost: another workflow would do the same steps
     return Submitted(run.name, name, "Argo tries the steps again that did not succeed")
 
 
-def _revise(run: ClusterRun, revision: Revision, why: str) -> Submitted:
-    before = run.plan[0]
+def _revise(before: Run, run: ClusterRun, revision: Revision, why: str) -> Submitted:
     planned = plan_next(before, run.workflows)
     require_start(revision, plan_run(planned.run)[0])
     revision, uploads = _moved(before, revision)
@@ -272,18 +331,39 @@ def stop(client: ArgoClient, name: str, *, now: bool = False) -> str:
     Raises
     ------
     ConfigError
-        If none is at work.
+        If there is no such run, or none is at work.
     """
-    for workflow in reversed(client.summaries(name)):
-        phase = (workflow.get("status") or {}).get("phase") or "Pending"
-        found: str = workflow["metadata"]["name"]
-        if phase not in ENDED:
-            if now:
-                client.terminate(found)
-            else:
-                client.stop(found, "stopped with `dpaflow stop`")
-            return found
-    raise ConfigError(f"run {name} is not at work; see `dpaflow list`")
+    workflows = client.summaries(name)
+    if not workflows:
+        raise ConfigError(no_such_run(client, name))
+    found = _at_work(workflows)
+    if found is None:
+        raise ConfigError(
+            f"run {name} is not at work, so there is nothing to stop; see `dpaflow list`"
+        )
+    stopped = _stop(client, found, now=now)
+    templates = (stopped.get("spec") or {}).get("templates") or []
+    if any(template.get("name") == ADVANCE for template in templates):
+        time.sleep(SETTLE)
+        another = _at_work(client.summaries(name))
+        if another not in (None, found):
+            _stop(client, str(another), now=now)
+            return str(another)
+    return found
+
+
+def _at_work(workflows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the newest workflow of a run that has not ended."""
+    for workflow in reversed(workflows):
+        if ((workflow.get("status") or {}).get("phase") or "Pending") not in ENDED:
+            return str(workflow["metadata"]["name"])
+    return None
+
+
+def _stop(client: ArgoClient, workflow: str, *, now: bool) -> dict[str, Any]:
+    if now:
+        return client.terminate(workflow)
+    return client.stop(workflow, "stopped with `dpaflow stop`")
 
 
 class Listed(NamedTuple):

@@ -17,7 +17,8 @@ from ops.base import State, Status
 from workflows.backends.argo.harden import ANNOTATIONS
 from workflows.backends.argo.reasons import KINDS, exit_code, explain, own_text
 from workflows.backends.argo.render import fingerprint_of
-from workflows.backends.argo.run import ADVANCE
+from workflows.backends.argo.run import ADVANCE, Run
+from workflows.concurrent_learning import decide_key
 from workflows.graph import Node
 from workflows.run_folder import StepState
 
@@ -117,16 +118,61 @@ def _result(step: Attempts) -> dict[str, Any]:
     return {}
 
 
+class Carried(NamedTuple):
+    """What a workflow took over from earlier ones of its run, which may be deleted by now.
+
+    Attributes
+    ----------
+    steps
+        Finished steps, key -> fingerprint.
+    decisions
+        What was decided, by key.
+    """
+
+    steps: Mapping[str, str] = {}
+    decisions: Mapping[str, dict[str, Any]] = {}
+
+
+def carried(workflow: Workflow, run: Run, prints: Mapping[str, str]) -> Carried:
+    """Return what a workflow took over; nothing if results are deleted with their workflows.
+
+    Parameters
+    ----------
+    workflow, run
+        The workflow, and the run it carries.
+    prints
+        Steps of that run and their fingerprints; see `plan_run`.
+    """
+    spec = workflow.get("spec") or {}
+    if (spec.get("artifactGC") or {}).get("strategy", "Never") != "Never":
+        return Carried()
+    own = {template.get("name") for template in spec.get("templates") or []}
+    steps = {key: value for key, value in prints.items() if key not in own}
+    last, finished_ = run.progress.iterations - 1, run.progress.finished
+    found: dict[str, dict[str, Any]] = {decide_key(k): {"go": True} for k in range(last)}
+    if finished_:
+        found[decide_key(last)] = {"go": False, "labelled": run.progress.labelled}
+    return Carried(steps, {key: found[key] for key in found if key in steps})
+
+
 def decided_by(
-    workflows: Sequence[Workflow],
+    workflows: Sequence[Workflow], before: Carried | None = None
 ) -> Callable[[str, str], dict[str, Any] | None]:
-    """Return a function for `current_plan` that reads the decisions of a run."""
-    found, prints = decisions(workflows), finished(workflows)
+    """Return a function for `current_plan` that reads the decisions of a run.
+
+    `before`: what the oldest of the workflows took over.
+    """
+    before = before or Carried()
+    found = {**before.decisions, **decisions(workflows)}
+    prints = {**before.steps, **finished(workflows)}
     return lambda key, fingerprint: found.get(key) if prints.get(key) == fingerprint else None
 
 
 def read_states(
-    nodes: Sequence[Node], prints: Mapping[str, str], workflows: Sequence[Workflow]
+    nodes: Sequence[Node],
+    prints: Mapping[str, str],
+    workflows: Sequence[Workflow],
+    before: Mapping[str, str] | None = None,
 ) -> list[StepState]:
     """Return the state of every step of the plan.
 
@@ -136,6 +182,8 @@ def read_states(
         Steps of the run by now, and their fingerprints; see `plan_run`.
     workflows
         All workflows of the run, oldest first.
+    before
+        Steps that workflows finished which are gone, key -> fingerprint.
 
     Returns
     -------
@@ -145,6 +193,11 @@ def read_states(
     """
     tables = [attempts(workflow) for workflow in workflows]
     result = [_state(node, prints.get(node.key, ""), tables) for node in nodes]
+    for k, step in enumerate(result):
+        print_ = prints.get(step.node.key, "")
+        if step.state == "waiting" and print_ and (before or {}).get(step.node.key) == print_:
+            done = Status(step.node.key, step.node.op, "succeeded", fingerprint=print_)
+            result[k] = StepState(step.node, "succeeded", done)
     advance = tables[-1].get(ADVANCE) if tables else None
     if advance is not None and advance.phase not in ("Succeeded", "Skipped", "Omitted"):
         result.append(_state(Node(ADVANCE, ADVANCE, {}), "", tables[-1:]))
