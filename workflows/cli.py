@@ -15,6 +15,7 @@ from workflows.cli_cluster import (
     logs_of,
     resume_run,
     status_of,
+    unused_resources,
     watch_run,
 )
 from workflows.cli_cluster import app as cluster_app
@@ -96,9 +97,12 @@ def validate(pipeline: PipelineFile) -> None:
     from workflows.pipeline import plan
     from workflows.schema import load_pipeline
 
-    nodes = plan(load_pipeline(pipeline))
+    loaded = load_pipeline(pipeline)
+    nodes = plan(loaded)
     for number, level in enumerate(levels(nodes), start=1):
         typer.echo(f"{number}. {', '.join(node.key for node in level)}")
+    for line in unused_resources(loaded):
+        typer.echo(line, err=True)
     typer.echo(f"{pipeline}: valid, {len(nodes)} steps")
 
 

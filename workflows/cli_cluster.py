@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 app = typer.Typer()
 RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
+
+def _run_id(name: str) -> str:
+    """Return the id of a run; the pipeline's name, as its file has it, will do."""
+    from workflows.graph import slug
+
+    return slug(name)
+
+
 PipelineFile = Annotated[Path, typer.Argument(help="Pipeline YAML.")]
-RunId = Annotated[str, typer.Argument(help="Id of the run, see `dpaflow list`.")]
+RunId = Annotated[str, typer.Argument(help="Id of the run, see `dpaflow list`.", callback=_run_id)]
 ContextFile = Annotated[
     Path | None,
     typer.Option("--context", help="Where the Argo server is; ~/.config/dpaflow/context.yaml."),
@@ -40,13 +48,14 @@ def find_run(run: Path, context: Path | None) -> ClusterRun | None:
     """
     from workflows.run_folder import RunFolder
 
-    local = RunFolder(run).dflow.is_dir() or not RUN_ID.fullmatch(str(run))
+    name = _run_id(str(run))
+    local = RunFolder(run).dflow.is_dir() or not RUN_ID.fullmatch(name)
     if local and context is None:
         return None
     from workflows.backends.argo.cluster_run import ClusterRun
     from workflows.backends.argo.transport import ServerError
 
-    found = ClusterRun(connect(context), str(run))
+    found = ClusterRun(connect(context), name)
     try:
         found.refresh()
     except ServerError as error:
@@ -70,7 +79,8 @@ def render(
     from workflows.backends.argo.render import render as make
     from workflows.schema import load_pipeline
 
-    run, uploads = prepare(load_pipeline(pipeline))
+    loaded = load_pipeline(pipeline)
+    run, uploads = prepare(loaded)
     manifest = make(run)
     text = to_yaml(manifest)
     if str(out) == "-":
@@ -82,10 +92,22 @@ def render(
         f"{run.workflow}: {size.pods} pods, {size.spec / 1024:.0f} KiB"
         + ("" if str(out) == "-" else f", written to {out}"), err=True,
     )  # fmt: skip
+    for line in unused_resources(loaded):
+        typer.echo(line, err=True)
     if uploads:
         typer.echo("`dpaflow submit` would copy to the bucket:", err=True)
     for upload in uploads:
         typer.echo(f"  {upload.path} -> {upload.url}", err=True)
+
+
+def unused_resources(pipeline: Pipeline) -> list[str]:
+    """Return a warning for every entry of cluster.resources that no step uses, mostly a typo."""
+    from workflows.backends.argo.context import Context
+    from workflows.backends.argo.preflight.steps import check_entries
+    from workflows.backends.argo.scene import set_scene
+
+    checks = check_entries(set_scene(Context(), pipeline)) if pipeline.cluster.resources else ()
+    return [f"warning: {c.found}: {c.advice}" for c in checks if c.verdict == "error"]
 
 
 @app.command()
@@ -105,11 +127,10 @@ def submit(
     client = connect(context)
     if not no_preflight:
         _preflight(client, loaded)
-    _show(start(loaded, client), client)
+    done = start(loaded, client)
+    _show(done, client)
     if follow:
-        from workflows.graph import slug
-
-        _watch(client, slug(loaded.name))
+        _watch(client, done.run)
 
 
 def _preflight(client: ArgoClient, pipeline: Pipeline) -> None:

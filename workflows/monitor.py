@@ -186,7 +186,9 @@ def failure_report(states: Sequence[StepState], source: Source, *, stopped: bool
     if trouble := source.trouble(failed):
         return "\n".join([*lines, trouble, "", f"continue with: dpaflow resume {source.name}"])
     if stopped:
-        lines.append("stopped; finished steps are kept, a training goes on from its checkpoint")
+        rest = ("a training goes on from its checkpoint" if source.keeps_state()
+                else "others begin anew (cluster.workspace would keep checkpoints)")  # fmt: skip
+        lines.append(f"stopped; finished steps are kept, {rest}")
     elif not failed:
         lines += source.leftover()
     lines += [*failed_steps(states, source), "", f"continue with: dpaflow resume {source.name}"]

@@ -38,6 +38,10 @@ class Source:
         """Return what to do about a step that failed or cannot start, if its reason does not."""
         return ""
 
+    def keeps_state(self) -> bool:
+        """Return whether an interrupted training goes on from its checkpoint."""
+        return True
+
     def trouble(self, failed: Sequence[StepState]) -> str | None:
         """Return what is wrong with the whole run, so that no step can tell why it failed."""
         return None

@@ -128,7 +128,11 @@ def test_from_submit_to_download(scene):
     assert "nothing is left to resume" in scene("resume", "my-alloy", code=2)
     assert "all 3 steps are done already" in scene(*SUBMIT)
     assert "is not at work" in scene("stop", "my-alloy", code=2)
-    assert "did you mean my-alloy?" in scene("status", "my-aloy", code=2)
+    for command in ("status", "stop", "logs", "watch"):
+        assert "did you mean my-alloy?" in scene(command, "my-aloy", code=2)
+    for command in ("status", "watch"):  # the name as the pipeline's file has it
+        assert "3 steps: 3 succeeded" in scene(command, "My_Alloy")
+    assert "run my-alloy is not at work" in scene("stop", "My_Alloy", code=2)
 
 
 def test_a_mistake_is_one_screen_and_resume_keeps_what_is_done(scene):
@@ -174,7 +178,8 @@ def test_a_pod_that_cannot_start_is_reported_while_it_waits(scene):
     assert "is at work" in scene("resume", "my-alloy", code=2)
     assert "my-alloy-001 is being stopped" in scene("stop", "my-alloy", "--now")
     scene.wait("Failed")
-    assert "stopped; finished steps are kept" in scene("watch", "my-alloy", code=130)
+    told = scene("watch", "my-alloy", code=130)
+    assert "stopped; finished steps are kept, others begin anew (cluster.workspace" in told
 
 
 def test_changed_settings_from_a_step_on(scene):

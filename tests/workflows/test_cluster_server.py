@@ -115,12 +115,14 @@ class TestTrouble:
         assert client.summaries() == client.summaries() == []
         assert caplog.text.count("is not checked") == 1
         assert "no such file" in said(server.url, ca_file=certificate.with_name("none"))
+        empty = certificate.with_name("empty")
+        empty.touch()
+        assert f"ca_file {empty} holds no certificate" in said(server.url, ca_file=empty)
         assert "does not speak https" in said(serve().url.replace("http", "https"))
 
     def test_token_and_rights(self, said, serve):  # noqa: F811
         server = serve()
-        assert "the token is not accepted" in said(server.url, 401)
-        assert "ARGO_TOKEN" in said(server.url, 401)
+        assert "the token is not accepted (that of ARGO_TOKEN; expired?)" in said(server.url, 401)
         server.cluster.accounts["user"] = SECRET
         server.trouble.append(Trouble(403))
         assert "may not do this in namespace dpaflow" in said(server.url, 403)

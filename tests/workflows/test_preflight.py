@@ -761,6 +761,10 @@ def test_bucket_without_credentials(
     (check,) = check_bucket(set_scene(context, demo))
     assert check.verdict == "error"
     assert "local files are to be copied to the bucket (3 paths)" in check.found
+    there = map_paths(demo, lambda _: "s3://alloys/there")
+    (check,) = check_bucket(set_scene(context, there))
+    assert check.verdict == "error"
+    assert "submit has to look at s3://alloys/there" in check.found
 
 
 DIGEST = "sha256:" + "0" * 64

@@ -4,6 +4,7 @@ import pytest
 
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
+from workflows import cli
 from workflows.backends.argo.context import Context
 from workflows.schema_cluster import Cluster
 
@@ -79,3 +80,20 @@ def test_what_is_right():
 def test_an_address_without_scheme():
     with pytest.raises(ConfigError, match=r"server: .* like https://argo\.example\.org:2746"):
         parse_config(Context, {"server": "argo.example.org:2746"}, "context.yaml")
+
+
+def test_resources_of_no_step(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "p.yaml"
+    path.write_text("""
+name: small
+data: {known: {sources: [{path: "s3://bucket/known"}]}}
+models: {dpa1: {type_map: [Cu], descriptor: {type: dpa1, rcut: 4.0, sel: 20}}}
+pretrain: {data: known, training: {numb_steps: 10}}
+cluster: {resources: {trian: {gpu: 1}, train: {gpu: 1}}}
+""")
+    for arguments in (["validate", path], ["render", path, "-o", tmp_path / "w.yaml"]):
+        monkeypatch.setattr("sys.argv", ["dpaflow", *map(str, arguments)])
+        cli.app(standalone_mode=False)
+        told = capsys.readouterr().err
+        assert told.count("warning") == 1
+        assert "cluster.resources.trian belongs to no step: did you mean train" in told

@@ -17,6 +17,9 @@ from workflows.backends.argo.transport import ServerError, Transport
 
 OLDEST = (3, 5)
 """Oldest version of Argo whose answers are understood."""
+PROBE = "dpaflow-probe"
+"""Label of the preflight's probe, which is no run."""
+ALL = f"{LABEL_RUN},{LABEL_RUN}!={PROBE}"
 FIELDS = ("metadata,items.metadata,items.status.phase,items.status.startedAt,"
           "items.status.finishedAt,items.status.message")  # fmt: skip
 """Of a list of workflows: not their steps, which may be megabytes."""
@@ -123,7 +126,7 @@ class ArgoClient:
 
     def summaries(self, run: str | None = None) -> list[Workflow]:
         """Return workflows of one run, or of all, without their steps; oldest first."""
-        query = {"listOptions.labelSelector": f"{LABEL_RUN}={run}" if run else LABEL_RUN,
+        query = {"listOptions.labelSelector": f"{LABEL_RUN}={run}" if run else ALL,
                  "fields": FIELDS}  # fmt: skip
         found: dict[str, Workflow] = {}
         while True:

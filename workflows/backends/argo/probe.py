@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dpa_core.errors import DPAError
 from ops.pod import DEFAULTS, IN, WORK
 from ops.probe import ProbeRequest
-from workflows.backends.argo.client import ENDED, ArgoClient
+from workflows.backends.argo.client import ENDED, PROBE, ArgoClient
 from workflows.backends.argo.harden import harden
 from workflows.backends.argo.pods import pod_options
 from workflows.backends.argo.reasons import advise, explain
@@ -29,7 +29,7 @@ from workflows.graph import Node
 from workflows.schema import Pipeline
 from workflows.schema_cluster import Cluster, Resources, quantity, seconds
 
-NAME = "dpaflow-probe"
+NAME = PROBE
 WAIT = 300.0
 """Seconds that the pods may take, pulling images included."""
 POLL = 2.0

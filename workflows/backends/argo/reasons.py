@@ -42,6 +42,8 @@ KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 """What kind of failure of a local run it corresponds to; "fatal" for the rest."""
 ADVICE = {
+    "config": "put it right in the pipeline file or the data and `dpaflow submit` it again, what "
+              "is finished is kept; or change a setting: --from {key} --set KEY=VALUE",
     "image": "check cluster.image (name and tag); a private registry needs "
              "cluster.image_pull_secrets. `dpaflow doctor --cluster` tries the image",
     "unschedulable": "it starts by itself once a node is free; if no node ever fits, ask for less "

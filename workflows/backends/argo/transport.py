@@ -156,9 +156,8 @@ class Transport:
             raise ServerError(f"{server} wants https; set server: "
                               f"{server.replace('http://', 'https://')}", status)  # fmt: skip
         if status == 401:
-            state = "is not accepted (expired?)" if self.context.bearer() else "is missing"
             raise ServerError(
-                f"{server}: the token {state}. Put one into the environment variable ARGO_TOKEN "
+                f"{server}: {self._token()}. Put one into the environment variable ARGO_TOKEN "
                 f"or the file `token_file`, e.g. export ARGO_TOKEN=$(kubectl -n {namespace} create "
                 "token dpaflow-user); your administrator knows whose token you may use", status,
             )  # fmt: skip
@@ -173,6 +172,14 @@ class Transport:
                 f"kubectl create namespace {namespace}", status,
             )  # fmt: skip
         raise ServerError(f"{server} answers {status}: {text or error.reason}", status)
+
+    def _token(self) -> str:
+        """Say what is wrong with the token that was sent, and where it is from."""
+        context = self.context
+        if context.bearer() is None:
+            return "the token is missing"
+        source = "ARGO_TOKEN" if context.token is not None else context.token_file
+        return f"the token is not accepted (that of {source}; expired?)"
 
     def _not_argo(self, response: BaseHTTPResponse) -> NoReturn:
         kind = response.headers.get("Content-Type", "nothing known")
@@ -193,6 +200,8 @@ class Transport:
                 "it (ca_file: PATH); for a server behind `kubectl port-forward` on your own "
                 "machine, verify: false will do"
             )
+        if "NO_CERTIFICATE" in text or "X509" in text:
+            return f"{server}: ca_file {self.context.ca_file} holds no certificate (PEM)"
         if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
             return f"{server} does not speak https; set server: {server.replace('https', 'http')}"
         if "SSL" in text:

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from ops.storage import is_url
 from ops.storage.client import error_code, explain
 from workflows.backends.argo.preflight.steps import local_files
 from workflows.backends.argo.scene import Scene
 from workflows.doctor import Check
+from workflows.schema import inline_templates
 from workflows.schema_cluster import Storage
+from workflows.schema_paths import map_paths
 
 
 def check_bucket(scene: Scene) -> Iterator[Check]:
@@ -27,8 +30,9 @@ def check_bucket(scene: Scene) -> Iterator[Check]:
     try:
         session = boto3.Session()
         if not _has_credentials(session):
-            advice = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to check it from here"
-            yield _without(scene, name, "not checked from here: no credentials at hand", advice)
+            advice = ("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY here, or AWS_PROFILE "
+                      "(docs/storage.md)")  # fmt: skip
+            yield _without(scene, name, "no credentials for S3 on this machine", advice)
             return
         client = session.client(
             "s3", endpoint_url=endpoint(storage), config=quick, region_name=storage.region
@@ -98,9 +102,25 @@ def _unreachable(scene: Scene, name: str, where: str, error: Exception) -> Check
 
 
 def _without(scene: Scene, name: str, found: str, advice: str) -> Check:
-    """Judge a bucket that is out of reach: needed only where local files are to be copied."""
-    files = local_files(scene)
+    """Judge storage out of reach: submit copies local files, and looks what s3:// paths hold."""
+    files, urls = local_files(scene), _urls(scene)
     if files:
-        found = f"{found}, but {len(files)} local paths of the pipeline are to be copied there"
+        found = f"{found}, but local files are to be copied to the bucket ({len(files)} paths)"
+        return Check(name, "error", found, advice)
+    if urls:
+        found = f"{found}, but submit has to look at {urls[0]}"
         return Check(name, "error", found, advice)
     return Check(name, "unknown", found, f"the probe checks it from inside: --probe; {advice}")
+
+
+def _urls(scene: Scene) -> list[str]:
+    """Return the s3:// paths that the pipeline reads."""
+    found: list[str] = []
+
+    def note(path: str) -> str:
+        found.append(path)
+        return path
+
+    if scene.pipeline is not None:
+        map_paths(inline_templates(scene.pipeline), note)
+    return [path for path in found if is_url(path)]
