@@ -1,12 +1,16 @@
 """What people write wrongly into `cluster`, and what they are told before a pod waits for ever."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
 from workflows import cli
 from workflows.backends.argo.context import Context
-from workflows.schema_cluster import Cluster
+from workflows.schema_cluster import Cluster, Resources
 
 
 @pytest.mark.parametrize(
@@ -97,3 +101,15 @@ cluster: {resources: {trian: {gpu: 1}, train: {gpu: 1}}}
         told = capsys.readouterr().err
         assert told.count("warning") == 1
         assert "cluster.resources.trian belongs to no step: did you mean train" in told
+
+
+def test_what_the_page_shows():
+    text = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
+    context, block = (
+        yaml.safe_load(b) for b in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    )
+    assert parse_config(Context, context, "page").namespace == "dpaflow"
+    assert parse_config(Cluster, block["cluster"], "page").resources["final-train"].gpu == 4
+    (table,) = re.findall(r"^\| key \| means \|\n(.*?)\n\n", text, re.M | re.S)
+    keys = re.findall(r"`([a-z_]+)`", " ".join(row.split("|")[1] for row in table.splitlines()))
+    assert set(keys) == set(Resources.model_fields)
