@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MAX_NAME = 40
+ADDRESS = re.compile(r"/((?:https?|s3|gs|ftp|file):/.*)")
 
 
 def find_mistakes(pipeline: Pipeline) -> Iterable[str]:
@@ -212,4 +213,9 @@ def _exists(place: str, pattern: str, pipeline: Pipeline) -> Iterator[str]:
     if is_seen_by_pods(pattern, pipeline):
         return
     if not glob.glob(pattern):  # noqa: PTH207  (an absolute pattern)
-        yield f"{place}: no such file or folder: {pattern}"
+        # an address was taken for a path: place_paths made it absolute
+        address = ADDRESS.search(pattern)
+        hint = (
+            f"; of addresses only s3://bucket/key can be read (got {address[1]})" if address else ""
+        )
+        yield f"{place}: no such file or folder: {pattern}{hint}"

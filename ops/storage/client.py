@@ -62,7 +62,7 @@ def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
     """Make a client: that takes longer than a request, and one serves all threads."""
     import boto3
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import BotoCoreError, PartialCredentialsError
 
     config = Config(
         # mode standard stops trying when many of a client's requests have failed before, as those
@@ -75,6 +75,9 @@ def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
     )
     try:
         client = boto3.session.Session().client("s3", config=config)
+    except PartialCredentialsError:
+        raise ConfigError("S3: of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY only one is set; set "
+                          "both (docs/storage.md)") from None  # fmt: skip
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(
             f"S3: the connection is not set up ({type(error).__name__}); look at AWS_PROFILE, "

@@ -8,8 +8,10 @@ import yaml
 
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
+from ops.storage import signature
 from workflows import cli
 from workflows.backends.argo.context import Context
+from workflows.schema import load_pipeline
 from workflows.schema_cluster import Cluster, Resources
 
 
@@ -113,3 +115,24 @@ def test_what_the_page_shows():
     (table,) = re.findall(r"^\| key \| means \|\n(.*?)\n\n", text, re.M | re.S)
     keys = re.findall(r"`([a-z_]+)`", " ".join(row.split("|")[1] for row in table.splitlines()))
     assert set(keys) == set(Resources.model_fields)
+
+
+@pytest.mark.parametrize("path", ["https://there/data", "s3:/bucket/data", "gs://bucket/data"])
+def test_addresses_that_are_not_read(path, tmp_path):
+    file = tmp_path / "p.yaml"
+    document = {
+        "name": "small", "data": {"known": {"sources": [{"path": path}]}},
+        "models": {"dpa1": {"type_map": ["Cu"]}},
+        "pretrain": {"data": "known", "training": {"numb_steps": 10}},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match="of addresses only s3://bucket/key can be read"):
+        load_pipeline(file)
+
+
+def test_half_of_the_keys(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "planted")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(ConfigError, match="only one is set; set both") as error:
+        signature("s3://bucket/known")
+    assert "planted" not in str(error.value)
