@@ -7,6 +7,7 @@
         report.html       its page, for the dashboard
         plots/            its figures
         result.json       a few numbers, shown with the step
+    $DPAFLOW_VERSION      version of dpaflow that made the request; another one refuses it
     $DPAFLOW_STEPS        if set, where steps work instead: a volume that outlives the pod, so
                           that the next attempt of a training finds its checkpoint
 
@@ -25,11 +26,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
 from dpa_core.config import parse_config
-from dpa_core.errors import DPAError
+from dpa_core.errors import ConfigError, DPAError
 from ops import base, catalog
 from ops.files import write_json
 from ops.storage import is_outside
@@ -65,6 +67,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     source = Path(sys.argv[1])
     try:
+        _require_version()
         document = json.loads(source.read_text(encoding="utf-8"))
         request = parse_config(base.StepRequest, document, str(source))
         run(request)
@@ -80,6 +83,17 @@ def main() -> int:
     except OSError as error:
         return report_failure("transient", str(error))
     return 0
+
+
+def _require_version() -> None:
+    """Refuse what another version made: equal settings may mean other results to this one."""
+    wanted, here = os.environ.get("DPAFLOW_VERSION"), version("dpaflow")
+    if wanted not in (None, here):
+        raise ConfigError(
+            f"the workflow was made by dpaflow {wanted}, the image of this step holds {here}; "
+            "name an image of the same version (cluster.image, cluster.resources.STEP.image), "
+            "then `dpaflow resume`"
+        )
 
 
 def run(request: base.StepRequest) -> Path:

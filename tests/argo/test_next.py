@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from workflows.backends.argo.cluster_run import ClusterRun
 from workflows.backends.argo.control import plan_next, resume, stop
 from workflows.backends.argo.inputs import externalise
 from workflows.backends.argo.render import render
-from workflows.backends.argo.run import ADVANCE, Run, load_run
+from workflows.backends.argo.run import ADVANCE, Run, load_run, plan_run
 from workflows.backends.argo.transport import ServerError
 
 EXAMPLE = make_golden.ROOT / "examples" / "concurrent_learning" / "emt.yaml"
@@ -98,12 +99,19 @@ def test_iterations_are_not_done_again_when_their_workflows_are_deleted(first: R
         assert not [key for key in waiting if not key.startswith("iter-000001")]
 
 
-def test_results_that_are_deleted_with_their_workflow_are_not_counted_on(first: Run) -> None:
-    cluster = first.pipeline.cluster.model_copy(update={"artifacts": "delete"})
-    _, two = series(first._replace(pipeline=first.pipeline.model_copy(update={"cluster": cluster})))
-    planned = plan_next(load_run(two), [two])
-    assert planned.run.progress.iterations == 1
-    assert "iter-000000-decide" in keys(planned.todo)
+@pytest.mark.parametrize(("artifacts", "kept"), [("keep", True), ("delete", False)])
+def test_results_that_are_deleted_with_their_workflow_are_not_counted_on(
+    artifacts: str, *, kept: bool, tmp_path: Path
+) -> None:
+    """Workflow 001 is gone; 002 took over what it had collected."""
+    example = EXAMPLE.parents[1] / "demo" / "pipeline.yaml"
+    pipeline, _ = externalise(make_golden.load(example, tmp_path))
+    cluster = pipeline.cluster.model_copy(update={"artifacts": artifacts})
+    run = Run(pipeline.model_copy(update={"cluster": cluster}), sequence=2)
+    two = ran(render(run, {"collect-alloys": plan_run(run)[1]["collect-alloys"]}), "report")
+    todo = keys(plan_next(load_run(two), [two]).todo)
+    assert ("collect-alloys" in todo) is not kept
+    assert "report" in todo
 
 
 @pytest.mark.parametrize("change", [{"prefix": "elsewhere"}, {"bucket": "another"},

@@ -345,6 +345,10 @@ def test_labels_by_hand_need_a_workspace(tmp_path: Path) -> None:
     changed, _ = externalise(Pipeline.model_validate(document))
     with pytest.raises(ConfigError, match=r"name a volume in cluster\.workspace"):
         render(Run(changed))
+    document["cluster"] = {"workspace": "shared", "artifacts": "delete"}
+    changed, _ = externalise(Pipeline.model_validate(document))
+    with pytest.raises(ConfigError, match="later iterations of concurrent_learning read"):
+        render(Run(changed))
     document["cluster"] = {"workspace": "shared"}
     changed, _ = externalise(Pipeline.model_validate(document))
     assert "DPAFLOW_LABELS" in json.dumps(render(Run(changed)))

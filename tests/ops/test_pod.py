@@ -109,6 +109,13 @@ def test_wrong_request(pod: Pod) -> None:
     assert "values" in pod.message
 
 
+def test_image_of_another_version(pod: Pod) -> None:
+    pod.environment["DPAFLOW_VERSION"] = "0.0.9"
+    code, _ = pod.run()
+    assert code == 2
+    assert "made by dpaflow 0.0.9, the image of this step holds" in pod.message
+
+
 def test_told_to_stop_it_saves_and_another_pod_goes_on(pod: Pod, tmp_path: Path) -> None:
     """Preemption: with a workspace the next attempt finds what this one had reached."""
     calls = tmp_path / "calls"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ops.pod import DEFAULTS, WORK
@@ -106,6 +107,7 @@ def _environment(run: Run, node: Node, given: Resources) -> dict[str, Any]:
         "HOME": "/tmp",
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
+        "DPAFLOW_VERSION": version("dpaflow"),
         "DPAFLOW_CACHE": f"{DEFAULTS[WORK]}/cache",
     }
     if run.settings.cluster.workspace:

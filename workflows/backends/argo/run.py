@@ -173,11 +173,16 @@ def _check_reach(pipeline: Pipeline) -> None:
         return path
 
     map_paths(pipeline, check)
-    loop = pipeline.concurrent_learning
-    if loop and isinstance(loop.label.labeler, ManualLabeler) and not pipeline.cluster.workspace:
+    loop, cluster = pipeline.concurrent_learning, pipeline.cluster
+    if loop and isinstance(loop.label.labeler, ManualLabeler) and not cluster.workspace:
         raise ConfigError(
             "concurrent_learning.label.labeler: manual; its inputs and results must outlive the "
             "pod that waits for them: name a volume in cluster.workspace"
+        )
+    if loop and cluster.artifacts == "delete":
+        raise ConfigError(
+            "cluster.artifacts: delete; later iterations of concurrent_learning read what earlier "
+            "workflows made, which would go with those: leave it at keep"
         )
 
 
