@@ -66,20 +66,36 @@ def find_run(run: Path, context: Path | None) -> ClusterRun | None:
     return found
 
 
+def _load(path: Path) -> Pipeline:
+    """Load a pipeline that can run on a cluster: its name is that of the run there."""
+    from dpa_core.errors import ConfigError
+    from workflows.backends.argo.run import Run
+    from workflows.schema import load_pipeline
+
+    loaded = load_pipeline(path)
+    try:
+        Run(loaded).workflow  # noqa: B018  (it raises)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return loaded
+
+
 @app.command()
 def render(
     pipeline: PipelineFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write; - for the terminal.")],
 ) -> None:
     """Write the Argo workflow of a pipeline; no server is asked, nothing is copied."""
+    from dpa_core.errors import ConfigError
     from dpa_core.yaml_file import to_yaml
     from ops.files import write_text
     from workflows.backends.argo.control import prepare
     from workflows.backends.argo.limits import measure
     from workflows.backends.argo.render import render as make
-    from workflows.schema import load_pipeline
 
-    loaded = load_pipeline(pipeline)
+    loaded = _load(pipeline)
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: that is a folder; name a file, or - for the terminal")
     run, uploads = prepare(loaded)
     manifest = make(run)
     text = to_yaml(manifest)
@@ -121,9 +137,8 @@ def submit(
 ) -> None:
     """Run a pipeline on the cluster; steps that earlier submits finished are kept."""
     from workflows.backends.argo.control import submit as start
-    from workflows.schema import load_pipeline
 
-    loaded = load_pipeline(pipeline)
+    loaded = _load(pipeline)
     client = connect(context)
     if not no_preflight:
         _preflight(client, loaded)

@@ -100,6 +100,9 @@ def _fold(states: list[StepState], limit: int | None) -> list[StepState]:
     return states
 
 
+AGAIN = (
+    "when that is corrected, give the pipeline file again, as at the start; finished steps are kept"
+)
 View = Callable[..., "RenderableType"]
 
 
@@ -191,7 +194,11 @@ def failure_report(states: Sequence[StepState], source: Source, *, stopped: bool
         lines.append(f"stopped; finished steps are kept, {rest}")
     elif not failed:
         lines += source.leftover()
-    lines += [*failed_steps(states, source), "", f"continue with: dpaflow resume {source.name}"]
+    lines += [*failed_steps(states, source), ""]
+    if failed and all(step.status and step.status.kind == "config" for step in failed):
+        lines.append(AGAIN)
+    else:
+        lines.append(f"continue with: dpaflow resume {source.name}")
     return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ def test_a_wrong_setting_is_not_tried_again(desk):
     assert "FAILED b: energy.npy: NaN in frame 3" in screen
     assert "  | --- b: attempt 1" in screen
     assert "dpaflow logs toy b" in screen
-    assert "dpaflow resume toy" in screen
+    assert "give the pipeline file again" in screen
     assert "energy.npy: NaN" in desk.ok("logs", "toy")  # without a step: of those that failed
     assert "FAILED b" in desk("status", "toy")[1]
     code, said = desk("download", "toy", "b")

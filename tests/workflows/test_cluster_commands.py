@@ -143,7 +143,9 @@ def test_a_mistake_is_one_screen_and_resume_keeps_what_is_done(scene):
     assert "FAILED c: energy.npy: NaN in frame 3\n" in screen
     assert "  | --- c: attempt 1\n" in screen
     assert "  log: dpaflow logs my-alloy c\n" in screen
-    assert screen.endswith("continue with: dpaflow resume my-alloy\n")
+    assert screen.endswith(
+        "give the pipeline file again, as at the start; finished steps are kept\n"
+    )
     assert screen.partition("\n\n")[2] in scene("status", "my-alloy")
     assert "NaN in frame 3" in scene("logs", "my-alloy")
     assert "has not succeeded" in scene("download", "my-alloy", "c", code=2)
