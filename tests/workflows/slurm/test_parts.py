@@ -49,7 +49,7 @@ class TestSettings:
             ({"partition": "gpu; rm -r"}, "partition"),
             ({"prolog": ["a\nb"]}, "prolog"),
             ({"memory": "16Gi"}, "memory"),
-            ({"time": "01:00:00"}, "write 90, 30min, 2h or 7d"),
+            ({"time": "01:00:00"}, r"write 90 \(seconds\), 30min, 2h or 7d"),
             ({"gpu_type": "a100"}, "say how many, gpus: 1"),
         ],
     )
