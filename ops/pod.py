@@ -67,7 +67,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     source = Path(sys.argv[1])
     try:
-        _require_version()
+        require_version(os.environ.get("DPAFLOW_VERSION"))
         document = json.loads(source.read_text(encoding="utf-8"))
         request = parse_config(base.StepRequest, document, str(source))
         run(request)
@@ -85,9 +85,20 @@ def main() -> int:
     return 0
 
 
-def _require_version() -> None:
-    """Refuse what another version made: equal settings may mean other results to this one."""
-    wanted, here = os.environ.get("DPAFLOW_VERSION"), version("dpaflow")
+def require_version(wanted: str | None) -> None:
+    """Refuse what another version made: equal settings may mean other results to this one.
+
+    Parameters
+    ----------
+    wanted
+        Version of dpaflow that made the workflow; None if it is not known.
+
+    Raises
+    ------
+    ConfigError
+        If it is not the one of this image.
+    """
+    here = version("dpaflow")
     if wanted not in (None, here):
         raise ConfigError(
             f"the workflow was made by dpaflow {wanted}, the image of this step holds {here}; "

@@ -24,7 +24,6 @@ FIELDS = ("metadata,items.metadata,items.status.phase,items.status.startedAt,"
           "items.status.finishedAt,items.status.message")  # fmt: skip
 """Of a list of workflows: not their steps, which may be megabytes."""
 CHUNK = 1 << 20
-ENDED = ("Succeeded", "Failed", "Error")
 Workflow = dict[str, Any]
 
 

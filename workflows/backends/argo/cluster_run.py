@@ -11,9 +11,15 @@ from typing import Any
 from dpa_core.errors import ConfigError
 from workflows.backends.argo.client import ArgoClient
 from workflows.backends.argo.reasons import advise, explain
-from workflows.backends.argo.run import LABEL_RUN, LABEL_SEQUENCE, Run, load_run, plan_run
-from workflows.backends.argo.states import (
+from workflows.backends.argo.run import (
     ENDED,
+    LABEL_RUN,
+    LABEL_SEQUENCE,
+    Run,
+    load_run,
+    plan_run,
+)
+from workflows.backends.argo.states import (
     Attempts,
     Carried,
     attempts,

@@ -17,6 +17,7 @@ from workflows.backends.argo.inputs import Upload, externalise, signatures
 from workflows.backends.argo.render import render
 from workflows.backends.argo.run import (
     ADVANCE,
+    ENDED,
     LABEL_RUN,
     LABEL_SEQUENCE,
     Run,
@@ -24,7 +25,7 @@ from workflows.backends.argo.run import (
     plan_nodes,
     plan_run,
 )
-from workflows.backends.argo.states import ENDED, Carried, carried, decided_by, finished
+from workflows.backends.argo.states import Carried, carried, decided_by, finished
 from workflows.backends.argo.transport import ServerError
 from workflows.graph import Node
 from workflows.revisions import Revision, current_plan, require_start, revised_pipeline

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from dpa_core.errors import DPAError
 from ops.pod import DEFAULTS, IN, WORK
 from ops.probe import ProbeRequest
-from workflows.backends.argo.client import ENDED, PROBE, ArgoClient
+from workflows.backends.argo.client import PROBE, ArgoClient
 from workflows.backends.argo.harden import harden
 from workflows.backends.argo.pods import pod_options
 from workflows.backends.argo.reasons import advise, explain
 from workflows.backends.argo.render import ENTRYPOINT, offline, script
-from workflows.backends.argo.run import Run
+from workflows.backends.argo.run import ENDED, Run
 from workflows.backends.argo.scene import Need, Scene
 from workflows.doctor import Check
 from workflows.graph import Node

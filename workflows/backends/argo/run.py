@@ -26,6 +26,8 @@ from workflows.schema_paths import is_seen_by_pods, map_paths
 
 LABEL_RUN = "dpaflow/run"
 LABEL_SEQUENCE = "dpaflow/sequence"
+ENDED = ("Succeeded", "Failed", "Error")
+"""Phases of a workflow, and of a node of it, that has come to its end."""
 PIPELINE, STATE = "pipeline", "state"
 """Names of the parameters that a workflow keeps its run in."""
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

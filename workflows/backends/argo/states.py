@@ -17,12 +17,11 @@ from ops.base import State, Status
 from workflows.backends.argo.harden import ANNOTATIONS
 from workflows.backends.argo.reasons import KINDS, exit_code, explain, own_text
 from workflows.backends.argo.render import fingerprint_of
-from workflows.backends.argo.run import ADVANCE, Run
+from workflows.backends.argo.run import ADVANCE, ENDED, Run
 from workflows.concurrent_learning import decide_key
 from workflows.graph import Node
 from workflows.run_folder import StepState
 
-ENDED = ("Succeeded", "Failed", "Error")
 ATTEMPT = re.compile(r"\((\d+)\)$")
 SLOW = 60.0
 """Seconds that a pod may take to start before something is said about it."""
