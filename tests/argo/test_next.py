@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_results_in_another_place_are_not_taken(first: Run, change: dict) -> Non
     assert plan_next(first, [one]).done
     cluster = first.pipeline.cluster
     cluster = cluster.model_copy(update={"storage": cluster.storage.model_copy(update=change)})
-    moved = first._replace(pipeline=first.pipeline.model_copy(update={"cluster": cluster}))
+    moved = replace(first, pipeline=first.pipeline.model_copy(update={"cluster": cluster}))
     planned = plan_next(moved, [one])
     assert planned.done == {}
     assert planned.run.progress.iterations == 1

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,7 @@ def test_finished_steps_are_left_out(manifests: dict) -> None:
     run = load_run(manifests["demo"])
     nodes, prints = plan_run(run)
     done = {"pretrain-dpa1": prints["pretrain-dpa1"], "collect-alloys": "of other settings"}
-    manifest = render(run._replace(sequence=2), done)
+    manifest = render(replace(run, sequence=2), done)
     assert set(steps(manifest)) == {node.key for node in nodes} - {"pretrain-dpa1"}
     refit = tasks(manifest)["refit-ternary-dpa1-n00002-s001"]["arguments"]["artifacts"]
     (place,) = [a["s3"]["key"] for a in refit if a["name"] == "pretrain-dpa1"]
@@ -232,7 +233,7 @@ def test_finished_steps_are_left_out(manifests: dict) -> None:
 def test_other_data_behind_a_url_are_other_steps(manifests: dict) -> None:
     run = load_run(manifests["kubernetes"])
     _, before = plan_run(run)
-    _, after = plan_run(run._replace(signatures={"s3://alloys/al-mg/test": "changed"}))
+    _, after = plan_run(replace(run, signatures={"s3://alloys/al-mg/test": "changed"}))
     changed = {key for key in before if before[key] != after[key]}
     assert "collect-test" in changed
     assert "iter-000000-train-m0" not in changed

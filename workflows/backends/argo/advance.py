@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def following(run: Run, decision: dict[str, Any]) -> dict[str, Any]:
     """
     _, done = plan_run(run)
     progress = advanced(run.progress, decision)
-    return render(run._replace(progress=progress, sequence=run.sequence + 1), done)
+    return render(replace(run, progress=progress, sequence=run.sequence + 1), done)
 
 
 def _version(workflow: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def plan_next(run: Run, workflows: Sequence[Mapping[str, Any]]) -> Plan:
     before = _carried(here[0]) if here else Carried()
     decided = decided_by(here, before)
     _, progress = current_plan(run.pipeline, run.revisions, decided, prints)
-    run = run._replace(progress=progress, sequence=1 + max(numbers, default=0))
+    run = replace(run, progress=progress, sequence=1 + max(numbers, default=0))
     nodes, wanted = plan_run(run)
     there = {**before.steps, **finished(here)}
     done = {key: print_ for key, print_ in wanted.items() if there.get(key) == print_}
@@ -146,7 +147,7 @@ def submit(pipeline: Pipeline, client: ArgoClient) -> Submitted:
     workflows = client.list(run.name)
     require_idle(run.name, workflows)
     with endpoint(pipeline):
-        run = run._replace(signatures=signatures(run.pipeline, uploads))
+        run = replace(run, signatures=signatures(run.pipeline, uploads))
         planned = plan_next(run, workflows)
         if not planned.todo:
             return Submitted(run.name, "", f"all {len(planned.done)} steps are done already")
@@ -237,7 +238,7 @@ def _with_data_of_today(run: Run) -> Run:
     except DPAError as error:
         log.warning("cannot look whether data changed since the run was submitted: %s", error)
         return run
-    return run._replace(signatures={**run.signatures, **found})
+    return replace(run, signatures={**run.signatures, **found})
 
 
 def _retry_differs(run: ClusterRun) -> str:
@@ -268,11 +269,11 @@ def _revise(before: Run, run: ClusterRun, revision: Revision, why: str) -> Submi
     planned = plan_next(before, run.workflows)
     require_start(revision, plan_run(planned.run)[0])
     revision, uploads = _moved(before, revision)
-    made = before._replace(revisions=(*before.revisions, revision))
+    made = replace(before, revisions=(*before.revisions, revision))
     known = [Upload("", url) for url in _urls(before.settings)]
     with endpoint(made.settings):
         new = signatures(made.settings, [*known, *uploads])
-        made = made._replace(signatures={**made.signatures, **new})
+        made = replace(made, signatures={**made.signatures, **new})
         plan_next(made, run.workflows)  # refuses what does not fit, before anything is copied
         copy(uploads)
     return _submit_rest(made, run, why)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -37,7 +39,8 @@ ADVANCE = "advance"
 """Name of the last step of an iteration's workflow."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """Everything a workflow is rendered from.
 
     Attributes
@@ -56,9 +59,9 @@ class Run(NamedTuple):
 
     pipeline: Pipeline
     revisions: tuple[Revision, ...] = ()
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     sequence: int = 1
-    signatures: Mapping[str, str] = {}
+    signatures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,9 +85,9 @@ class Run(NamedTuple):
         """Name of the workflow."""
         return f"{self.name}-{self.sequence:03d}"
 
-    @property
+    @cached_property
     def settings(self) -> Pipeline:
-        """The pipeline as its newest steps see it."""
+        """The pipeline as its newest steps see it; made once, since every rule asks for it."""
         return revised_pipeline(self.pipeline, self.revisions)
 
     @property
