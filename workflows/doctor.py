@@ -15,8 +15,8 @@ Verdict = Literal["ok", "warning", "error", "unknown"]
 
 REQUIRED = (
     "dpaflow", "torch", "numpy", "pydantic", "PyYAML", "typer", "rich", "ase", "boto3", "dpdata",
-    "h5py",
-    "vesin", "safetensors", "pydflow", "kubernetes", "filelock", "psutil", "matplotlib", "jinja2",
+    "h5py", "vesin", "safetensors", "pydflow", "kubernetes", "filelock", "psutil", "matplotlib",
+    "jinja2",
 )  # fmt: skip
 OPTIONAL = ("tensorboard", "lmdb")
 LOW_DISK, NO_DISK = 5e9, 0.5e9
