@@ -269,6 +269,8 @@ def packed(**files):
         b"500 Internal Server Error",
         gzip.compress(json.dumps({}).encode()),
     ],
+    # gzip writes the time of day: as a name it would differ from worker to worker
+    ids=["escapes", "truncated", "error page", "no archive"],
 )
 def test_a_folder_appears_whole_or_not_at_all(content, tmp_path):
     run = ClusterRun(FakeClient(content), "al")
