@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpa_core.calculator import CommitteeCalculator, DPACalculator
     from dpa_core.committee import Committee
-    from dpa_core.interchange.native import load_model, save_model
+    from dpa_core.interchange.files import load_model, save_model
 
 __all__ = ["Committee", "CommitteeCalculator", "DPACalculator", "load_model", "save_model"]
 
@@ -20,8 +20,8 @@ _HOME = {
     "Committee": "dpa_core.committee",
     "CommitteeCalculator": "dpa_core.calculator",
     "DPACalculator": "dpa_core.calculator",
-    "load_model": "dpa_core.interchange.native",
-    "save_model": "dpa_core.interchange.native",
+    "load_model": "dpa_core.interchange.files",
+    "save_model": "dpa_core.interchange.files",
 }
 
 

@@ -18,7 +18,7 @@ from dpa_core.committee import Committee, Deviation, deviation
 from dpa_core.derivatives import predict
 from dpa_core.errors import ConfigError, NumericalError
 from dpa_core.frames import Frame
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from dpa_core.model import Potential
 from dpa_core.neighbors import Neighbors, neighbor_pairs, table_of_pairs
 

@@ -25,7 +25,7 @@ from dpa_core.batch import make_batch
 from dpa_core.derivatives import predict_heads
 from dpa_core.errors import ConfigError, DataError
 from dpa_core.frames import Batch, Frame, Prediction
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from dpa_core.model import Potential
 from dpa_core.neighbors import Neighbors, neighbor_table
 

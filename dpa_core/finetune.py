@@ -22,7 +22,7 @@ from torch import Tensor
 from dpa_core.bias import change_bias
 from dpa_core.config import DPA1Config, ModelConfig, SeE2AConfig, TrainConfig
 from dpa_core.errors import ConfigError
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from dpa_core.model import Potential, build_model
 from dpa_core.stats import compute_env_stats, compute_param_stats, sample_frames
 

@@ -60,7 +60,7 @@ def run_bias(inputs: BiasInputs, config: BiasConfig, outdir: Path) -> BiasRun:
     """
     from dpa_core.bias import change_bias
     from dpa_core.data import open_dataset
-    from dpa_core.interchange.native import load_model, save_model
+    from dpa_core.interchange.files import load_model, save_model
 
     model = load_model(inputs.model)
     dataset = open_dataset(list(inputs.data), type_map=model.type_map)

@@ -284,7 +284,7 @@ class _Session:
 
 
 def _model_types(models: Sequence[Path], config: ExploreConfig) -> tuple[str, ...]:
-    from dpa_core.interchange.native import read_header
+    from dpa_core.interchange.files import read_header
 
     if models:
         return tuple(read_header(models[0])["type_map"])

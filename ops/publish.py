@@ -128,7 +128,7 @@ def run_publish(inputs: PublishInputs, config: PublishConfig, outdir: Path) -> d
 
 def _model(inputs: PublishInputs, model: PublishedModel, folder: Path) -> dict[str, Any]:
     """Copy a model file, and say what it is."""
-    from dpa_core.interchange.native import load_model, read_header
+    from dpa_core.interchange.files import load_model, read_header
 
     source = inputs.models[model.step] / MODEL
     if not source.is_file():

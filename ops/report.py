@@ -284,7 +284,7 @@ def _embedding(
     )
     if name is None or (path := _model_file(artifacts, steps, name)) is None:
         return None
-    from dpa_core.interchange.native import load_model
+    from dpa_core.interchange.files import load_model
 
     try:
         model = load_model(path)

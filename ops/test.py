@@ -69,7 +69,7 @@ def run_test(inputs: TestInputs, config: RunTestConfig, outdir: Path) -> dict[st
         does not know.
     """
     from dpa_core.data import open_dataset
-    from dpa_core.interchange.native import load_model
+    from dpa_core.interchange.files import load_model
 
     if not inputs.models or not inputs.data:
         raise DataError(f"test needs models and data; got {len(inputs.models)} models, "

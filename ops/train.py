@@ -277,7 +277,7 @@ def _model(config: RunTrainConfig, pretrained: str | None, elements: set[str]) -
     known = config.model.type_map if named else ()
     model: ModelConfig = config.model
     if pretrained:
-        from dpa_core.interchange.native import load_model
+        from dpa_core.interchange.files import load_model
 
         model = load_model(pretrained).config
         known = known or model.type_map

@@ -154,7 +154,7 @@ def change_bias(
 def _set_values(model: Path, assignments: list[str], out: Path) -> Path:
     from dpa_core.bias import set_bias_values
     from dpa_core.errors import ConfigError
-    from dpa_core.interchange.native import load_model, save_model
+    from dpa_core.interchange.files import load_model, save_model
 
     values = {}
     for text in assignments:
@@ -199,7 +199,7 @@ def info(
     """Show what a model file holds."""
     import json
 
-    from dpa_core.interchange.native import load_model, read_header
+    from dpa_core.interchange.files import load_model, read_header
 
     header = read_header(model)
     loaded = load_model(model)
@@ -227,7 +227,7 @@ def eval_desc(
 
     from dpa_core.batch import make_batch
     from dpa_core.data import open_dataset
-    from dpa_core.interchange.native import load_model
+    from dpa_core.interchange.files import load_model
 
     loaded = load_model(model)
     dataset = open_dataset(list(data), type_map=loaded.type_map)

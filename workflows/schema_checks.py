@@ -78,7 +78,7 @@ def _files(pipeline: Pipeline) -> Iterable[str]:
         if not Path(path).is_file():
             yield f"pretrain.from.{name}: no such file: {path}"
             continue
-        from dpa_core.interchange.native import read_header  # brings torch with it
+        from dpa_core.interchange.files import read_header  # brings torch with it
 
         try:
             read_header(path)

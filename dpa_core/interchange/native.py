@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
-import torch
 
-from dpa_core.config import DPA1Config, ModelConfig, parse_config
+from dpa_core.config import ModelConfig, parse_config
 from dpa_core.errors import ConfigError, ModelFileError
-from dpa_core.model import build_model
+from dpa_core.interchange.content import AGAIN, Content
 
 if TYPE_CHECKING:
     from dpa_core.model import Potential
@@ -27,9 +25,7 @@ FORMAT = "dpaflow-model"
 VERSION = 1
 
 
-def save_model(
-    model: Potential, path: str | Path, provenance: dict[str, Any] | None = None
-) -> Path:
+def save(model: Potential, path: str | Path, provenance: dict[str, Any] | None = None) -> Path:
     """Write a model file; an existing one is replaced only when the new one is complete.
 
     Parameters
@@ -67,50 +63,49 @@ def save_model(
     return path
 
 
-def load_model(path: str | Path) -> Potential:
-    """Read a model file.
-
-    Parameters
-    ----------
-    path
-        A file written by `save_model`.
-
-    Returns
-    -------
-    Potential
-        On the CPU, with `provenance` filled.
+def read(path: str | Path, name: str | None = None) -> Content:
+    """Read a file written by `save`; of several heads, `name` chooses one ("0", "1", ...).
 
     Raises
     ------
     ModelFileError
-        If the file is missing, truncated, of an unknown format or version, or its tensors do
-        not fit its configuration.
+        If the file is missing, truncated, or of an unknown format or version.
     """
     path = Path(path)
-    header = read_header(path)
+    header = read_native_header(path)
     config = _config(header, path)
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, RuntimeError, KeyError) as error:
-        raise ModelFileError(f"{path}: cannot read the tensors: {error}; {_AGAIN}") from error
-    _check_widths(config, sum(t.numel() for t in tensors.values()), path)
-    try:
-        model = build_model(config)
-    except ConfigError as error:
-        raise ModelFileError(f"{path}: the stored configuration is unusable: {error}") from error
-    _check_tensors(model.state_dict(), tensors, path)
-    model.load_state_dict(tensors)
-    model.provenance = header["provenance"]
-    return model
+        raise ModelFileError(f"{path}: cannot read the tensors: {error}; {AGAIN}") from error
+    content = Content(config, tensors, header["provenance"])
+    return content if name is None else _one_head(content, name, path)
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
+def _one_head(content: Content, name: str, path: Path) -> Content:
+    heads = content.config.heads
+    if name not in [str(k) for k in range(heads)]:
+        allowed = f"0 to {heads - 1}" if heads > 1 else "the file has one model, name none"
+        raise ModelFileError(f"{path}: no head {name!r}; allowed: {allowed}")
+    other = f"other_fittings.{int(name) - 1}."
+    tensors = {k: v for k, v in content.tensors.items() if not k.startswith("other_fittings.")}
+    if name != "0":
+        tensors |= {
+            k.replace(other, "fitting.", 1): v
+            for k, v in content.tensors.items()
+            if k.startswith(other)
+        }
+    config = content.config.model_copy(update={"heads": 1})
+    return Content(config, tensors, content.provenance | {"head": int(name)})
+
+
+def read_native_header(path: str | Path) -> dict[str, Any]:
     """Format, version, config, type_map and provenance of a model file, without its tensors.
 
     Raises
     ------
     ModelFileError
-        As `load_model`.
+        As `read`.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,7 +115,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelFileError(
-            f"{path}: not a model file of dpaflow or truncated ({error}); {_AGAIN}"
+            f"{path}: not a model file of dpaflow or truncated ({error}); {AGAIN}"
         ) from error
     if metadata.get("format") != FORMAT:
         raise ModelFileError(
@@ -136,7 +131,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         config, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
         type_map = list(config["type_map"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path}: the header is damaged: {error!r}; {_AGAIN}") from error
+        raise ModelFileError(f"{path}: the header is damaged: {error!r}; {AGAIN}") from error
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -146,54 +141,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
     }
 
 
-_AGAIN = "copy or train it again"
-
-
 def _config(header: dict[str, Any], path: Path) -> ModelConfig:
     try:
         return parse_config(ModelConfig, header["config"], "configuration in the header")
     except ConfigError as error:
         raise ModelFileError(f"{path}: {error}") from error
-
-
-def _check_widths(config: ModelConfig, elements: int, path: Path) -> None:
-    """Refuse networks larger than the file before any memory is asked for them."""
-    descriptor, fitting = config.descriptor, config.fitting_net
-    chains = [descriptor.neuron, (descriptor.neuron[-1] * descriptor.axis_neuron,), fitting.neuron]
-    if isinstance(descriptor, DPA1Config):
-        chains.append((descriptor.tebd_dim,))
-        if descriptor.attn_layer:
-            chains.append((descriptor.neuron[-1], 3 * descriptor.attn))
-            chains.append((descriptor.attn_layer,))
-    for chain in chains:
-        products = [a * b for a, b in pairwise(chain)]
-        if max([*chain, *products]) > elements:
-            raise ModelFileError(
-                f"{path}: the header describes layers of widths {list(chain)}, but the file "
-                f"holds only {elements} numbers; {_AGAIN}"
-            )
-    layers = [a * b for a, b in pairwise(fitting.neuron)]
-    if config.heads * max([1, *fitting.neuron, *layers]) > elements:
-        raise ModelFileError(
-            f"{path}: the header describes {config.heads} fitting nets of widths "
-            f"{list(fitting.neuron)}, but the file holds only {elements} numbers; {_AGAIN}"
-        )
-
-
-def _check_tensors(
-    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], path: Path
-) -> None:
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unknown" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        want, have = expected[name], found[name]
-        if want.shape != have.shape or want.dtype != have.dtype:
-            problems.append(
-                f"{name} is {tuple(have.shape)} {have.dtype}, "
-                f"expected {tuple(want.shape)} {want.dtype}"
-            )
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ModelFileError(
-            f"{path}: tensors do not fit the configuration: {'; '.join(sorted(problems)[:3])}{more}"
-        )

@@ -17,7 +17,7 @@ import torch
 from dpa_core.config import TrainConfig
 from dpa_core.derivatives import predict
 from dpa_core.errors import DataError, NumericalError
-from dpa_core.interchange.native import save_model
+from dpa_core.interchange.files import save_model
 from dpa_core.loss import TERMS, Metrics
 from dpa_core.train.checkpoint import check_same_run, save_checkpoint, write_atomic
 from dpa_core.train.display import Display

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 
 pytestmark = pytest.mark.cluster
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -11,7 +11,7 @@ import pytest
 from dpa_core.config import parse_config
 from dpa_core.data import open_dataset
 from dpa_core.errors import DataError, NumericalError
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from ops import bias, report, train
 from ops import test as tests_op
 from tests.ops.helpers import ENERGY, TYPES, make_frame, write

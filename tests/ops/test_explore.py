@@ -22,7 +22,7 @@ from dpa_core.committee import Committee, read_model_devi
 from dpa_core.config import ModelConfig, parse_config
 from dpa_core.data import open_dataset
 from dpa_core.errors import ConfigError, NumericalError
-from dpa_core.interchange.native import save_model
+from dpa_core.interchange.files import save_model
 from dpa_core.model import build_model
 from dpa_core.neighbors import neighbor_pairs
 from ops.explore import ExploreConfig, ExploreInputs, run_explore

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dpa_core.committee import Committee
 from dpa_core.config import ModelConfig
 from dpa_core.data import open_dataset, write_mixed
-from dpa_core.interchange.native import save_model
+from dpa_core.interchange.files import save_model
 from dpa_core.model import build_model
 from ops.select import SelectConfig, SelectInputs, run_select
 from ops.selection.diverse import EQUAL, Choice, Coverage, choose, squared_distances

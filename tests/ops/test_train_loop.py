@@ -9,7 +9,7 @@ import ops.test as testing
 from dpa_core.config import parse_config
 from dpa_core.data import open_dataset
 from dpa_core.errors import ConfigError, DataError
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from ops.collect import CollectConfig, CollectInputs, run_collect
 from ops.train import RunTrainConfig, TrainInputs, run_train
 from tests.ops.helpers import make_frame, write

@@ -160,7 +160,7 @@ def steps(tmp_path: Path) -> dict[str, Path]:
     import torch
 
     from dpa_core.config import ModelConfig
-    from dpa_core.interchange.native import save_model
+    from dpa_core.interchange.files import save_model
     from dpa_core.model import build_model
 
     torch.manual_seed(1)
@@ -197,7 +197,7 @@ def config(url: str) -> PublishConfig:
 
 
 def test_op(proxy: Proxy, bucket: str, tmp_path: Path, steps: dict[str, Path]) -> None:
-    from dpa_core.interchange.native import load_model
+    from dpa_core.interchange.files import load_model
 
     url = f"s3://{bucket}/models/my-alloy"
     inputs = PublishInputs(

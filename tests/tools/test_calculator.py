@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa_core.calculator import DPACalculator
 from dpa_core.errors import ConfigError, DataError, ModelFileError, NumericalError
-from dpa_core.interchange.native import save_model
+from dpa_core.interchange.files import save_model
 from dpa_core.neighbors import neighbor_pairs
 from tests.tools.conftest import frame
 

@@ -9,7 +9,7 @@ import torch
 from dpa_core.config import TrainConfig, parse_config
 from dpa_core.errors import ConfigError
 from dpa_core.finetune import merge_config, prepare_finetune, remap_types, set_trainable
-from dpa_core.interchange.native import save_model
+from dpa_core.interchange.files import save_model
 from dpa_core.stats import compute_env_stats
 from tests.tools.conftest import TYPE_MAP, config, dataset, frame, labelled
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from dpa_core.errors import ModelFileError
-from dpa_core.interchange.native import load_model, read_header, save_model
+from dpa_core.interchange.files import load_model, read_header, save_model
 from tests.tools.conftest import frame
 
 

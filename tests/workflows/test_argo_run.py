@@ -5,7 +5,7 @@ import re
 import threading
 from pathlib import Path
 
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from tests.argo_server.desk import TOYS, number, toy, until
 from tests.argo_server.faults import Fault
 from tests.argo_server.fixtures import SECRET

@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 import ops
 from dpa_core.config import parse_config
 from dpa_core.errors import ConfigError
-from dpa_core.interchange.native import load_model
+from dpa_core.interchange.files import load_model
 from ops.base import StepRequest
 from ops.catalog import find_op, load_reference
 from ops.explorers import AseExplorer

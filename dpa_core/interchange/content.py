@@ -1,0 +1,107 @@
+"""What a model file holds, whatever its format, and the one way from there to a model.
+
+A reader returns `Content`; `build` makes the model and refuses anything that is missing, left
+over, of another shape or not finite. So no tensor ever keeps a random value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpa_core.config import DPA1Config, ModelConfig
+from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.model import build_model
+
+if TYPE_CHECKING:
+    from dpa_core.model import Potential
+
+AGAIN = "copy or train it again"
+
+
+class Content(NamedTuple):
+    """A model, read but not built.
+
+    Attributes
+    ----------
+    config
+        With a resolved `sel`.
+    tensors
+        Everything `Potential.state_dict()` has, under its names.
+    provenance
+        What made the model, JSON-able.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    provenance: dict[str, Any]
+
+
+def build(content: Content, path: str | Path) -> Potential:
+    """Make the model, on the CPU.
+
+    Raises
+    ------
+    ModelFileError
+        If the tensors do not fit the configuration exactly or are not finite.
+    """
+    config, tensors, provenance = content
+    _check_widths(config, sum(t.numel() for t in tensors.values()), path)
+    try:
+        model = build_model(config)
+    except ConfigError as error:
+        raise ModelFileError(f"{path}: the stored configuration is unusable: {error}") from error
+    _check_tensors(model.state_dict(), tensors, path)
+    model.load_state_dict(tensors)
+    model.provenance = provenance
+    return model
+
+
+def _check_widths(config: ModelConfig, elements: int, path: str | Path) -> None:
+    """Refuse networks larger than the file before any memory is asked for them."""
+    descriptor, fitting = config.descriptor, config.fitting_net
+    chains = [descriptor.neuron, (descriptor.neuron[-1] * descriptor.axis_neuron,), fitting.neuron]
+    if isinstance(descriptor, DPA1Config):
+        chains.append((descriptor.tebd_dim,))
+        if descriptor.attn_layer:
+            chains.append((descriptor.neuron[-1], 3 * descriptor.attn))
+            chains.append((descriptor.attn_layer,))
+    for chain in chains:
+        products = [a * b for a, b in pairwise(chain)]
+        if max([*chain, *products]) > elements:
+            raise ModelFileError(
+                f"{path}: the header describes layers of widths {list(chain)}, but the file "
+                f"holds only {elements} numbers; {AGAIN}"
+            )
+    layers = [a * b for a, b in pairwise(fitting.neuron)]
+    if config.heads * max([1, *fitting.neuron, *layers]) > elements:
+        raise ModelFileError(
+            f"{path}: the header describes {config.heads} fitting nets of widths "
+            f"{list(fitting.neuron)}, but the file holds only {elements} numbers; {AGAIN}"
+        )
+
+
+def _check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path
+) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        want, have = expected[name], found[name]
+        if want.shape != have.shape or want.dtype != have.dtype:
+            problems.append(
+                f"{name} is {tuple(have.shape)} {have.dtype}, "
+                f"expected {tuple(want.shape)} {want.dtype}"
+            )
+        elif not bool(torch.isfinite(have).all()):
+            problems.append(f"{name} holds nan or inf")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelFileError(
+            f"{path}: tensors do not fit the configuration: {'; '.join(sorted(problems)[:3])}{more}"
+        )
