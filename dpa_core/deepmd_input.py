@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from dpa_core.config import TrainConfig, parse_config
+from dpa_core.config import ModelConfig, TrainConfig, parse_config
 from dpa_core.deepmd_keys import (
     ABSENT,
     DATA,
@@ -20,12 +20,14 @@ from dpa_core.deepmd_keys import (
     LOSS,
     MODEL,
     OPTIMIZER,
+    REQUIRED,
     SCHEDULES,
     TOP,
     TRAINING,
     VALIDATING,
     Key,
     Table,
+    by_class,
 )
 from dpa_core.errors import ConfigError
 
@@ -50,24 +52,59 @@ def convert(data: dict[str, Any], source: str = "input.json") -> TrainConfig:
     top = reader.section(data, TOP, "")
     training = _training(reader, top)
     converted = {
-        "model": _model(reader, top),
+        "model": _model(reader, top.get("model", {})),
         "loss": _loss(reader, top),
         "learning_rate": _learning_rate(reader, top, training.get("numb_steps")),
         "optimizer": _optimizer(reader, top),
         "training": training,
     }
-    if reader.mistakes:
-        count = len(reader.mistakes)
-        head = f"{source}: {count} mistake{'s' if count > 1 else ''}"
-        raise ConfigError("\n  ".join([head, *reader.mistakes]))
+    reader.check(source)
     return parse_config(TrainConfig, converted, source)
+
+
+def convert_model(
+    section: dict[str, Any], source: str, *, class_defaults: bool = False
+) -> ModelConfig:
+    """Translate the `model` section of a DeePMD-kit input alone.
+
+    Parameters
+    ----------
+    section
+        The section; it is not changed.
+    source
+        File name quoted in messages.
+    class_defaults
+        Fill in what DeePMD-kit's PyTorch classes do, not its input schema: right for the
+        `model_params` of a checkpoint, from which the classes are made without the schema.
+
+    Raises
+    ------
+    ConfigError
+        As `convert`.
+    """
+    reader = _Reader(class_defaults)
+    converted = _model(reader, section)
+    reader.check(source)
+    return parse_config(ModelConfig, converted, source)
 
 
 class _Reader:
     """Reads sections by their tables and collects what is wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, class_defaults: bool = False) -> None:
         self.mistakes: list[str] = []
+        self.class_defaults = class_defaults
+
+    def check(self, source: str) -> None:
+        """Raise what has been found."""
+        if self.mistakes:
+            count = len(self.mistakes)
+            head = f"{source}: {count} mistake{'s' if count > 1 else ''}"
+            raise ConfigError("\n  ".join([head, *self.mistakes]))
+
+    def part(self, data: Any, table: Table, kind: str, path: str) -> dict[str, Any]:
+        """Read a descriptor or fitting net, which DeePMD-kit makes from a class."""
+        return self.section(data, by_class(table, kind) if self.class_defaults else table, path)
 
     def section(self, data: Any, table: Table, path: str) -> dict[str, Any]:
         """Our keys and values of one section, defaults filled in."""
@@ -89,7 +126,9 @@ class _Reader:
         for name, key in table.items():
             value = given.get(name)
             value = key.default if value is None else value
-            if value is not ABSENT:
+            if value is REQUIRED:
+                self.mistakes.append(f"{prefix}{name}: missing; this key is required")
+            elif value is not ABSENT:
                 self._take(result, name, key, value, prefix)
         return result
 
@@ -120,15 +159,15 @@ def _choose(
     return None
 
 
-def _model(reader: _Reader, top: dict[str, Any]) -> dict[str, Any]:
-    model = reader.section(top.get("model", {}), MODEL, "model")
+def _model(reader: _Reader, data: Any) -> dict[str, Any]:
+    model = reader.section(data, MODEL, "model")
     section = model.pop("descriptor", {})
     kind = _choose(reader, section, DESCRIPTORS, None, "model.descriptor")
     if kind:
-        descriptor = reader.section(section, DESCRIPTORS[kind], "model.descriptor")
+        descriptor = reader.part(section, DESCRIPTORS[kind], kind, "model.descriptor")
         model["descriptor"] = _normal_descriptor(kind, descriptor)
     fitting = model.pop("fitting_net", {})
-    model["fitting_net"] = reader.section(fitting, FITTING, "model.fitting_net")
+    model["fitting_net"] = reader.part(fitting, FITTING, "ener", "model.fitting_net")
     model["preset_out_bias"] = _preset(reader, model.get("preset_out_bias"), model.get("type_map"))
     return model
 

@@ -1,6 +1,7 @@
 """What every key of a DeePMD-kit `input.json` means to dpaflow; read by `deepmd_input.py`.
 
-Defaults are those of DeePMD-kit 3.2's input schema (not of its classes, which differ).
+Defaults are those of DeePMD-kit 3.2's input schema; `by_class` turns them into those of its
+PyTorch classes, which differ and apply to the `model_params` of a checkpoint.
 """
 
 # ruff: noqa: FBT003  (defaults of keys)
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 ABSENT: Any = object()
+REQUIRED: Any = object()
 
 
 class Key(NamedTuple):
@@ -18,7 +20,7 @@ class Key(NamedTuple):
     Attributes
     ----------
     default
-        DeePMD's JSON default; ABSENT leaves the key out, and ours applies.
+        DeePMD's JSON default; ABSENT leaves the key out, and ours applies; REQUIRED: must be given.
     to
         Our name if it differs; "" drops the key.
     neutral
@@ -173,6 +175,40 @@ MODEL: Table = {
     "bridging_r_inner": HARMLESS, "bridging_r_outer": HARMLESS,
     "info": HARMLESS, "model_branch_alias": HARMLESS,
 }  # fmt: skip
+
+
+# Where the defaults of DeePMD-kit's PyTorch classes are not those of its input schema.
+_CUT = dict.fromkeys(("rcut", "rcut_smth", "sel"), REQUIRED)
+_ATTENTION = _CUT | {"neuron": [25, 50, 100], "axis_neuron": 16, "set_davg_zero": True}
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dpa1": _ATTENTION | {"smooth_type_embedding": True},
+    "se_atten": _ATTENTION | {"smooth_type_embedding": True},
+    "se_atten_v2": _ATTENTION,
+    "se_e2_a": _CUT | {"neuron": [25, 50, 100], "axis_neuron": 16, "type_one_side": True},
+    "se_a": _CUT | {"neuron": [25, 50, 100], "axis_neuron": 16, "type_one_side": True},
+    "ener": {"neuron": [128, 128, 128]},
+}
+# Arguments of the classes that DeePMD-kit sets itself, over anything in the file.
+_SET_BY_KIT = ("ntypes", "type_map", "mixed_types", "dim_descrpt", "embedding_width")
+
+
+def by_class(table: Table, kind: str) -> Table:
+    """Return the table of a descriptor or fitting net with the defaults of its PyTorch class.
+
+    Parameters
+    ----------
+    table
+        The section's table for input files.
+    kind
+        `type` of the section.
+    """
+    changed = {
+        name: table[name]._replace(default=default)
+        for name, default in CLASS_DEFAULTS[kind].items()
+    }
+    return table | changed | dict.fromkeys(_SET_BY_KIT, HARMLESS)
+
+
 LOSS: Table = {
     "type": _only("ener"),
     **{f"{end}_pref_{term}": Key(value) for (end, term), value in {
