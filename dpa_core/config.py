@@ -241,6 +241,20 @@ class LossConfig(Config):
     """One width, or (energy/atom eV, force eV/Å, virial/atom eV)."""
     intensive_ener_virial: bool = False
     """Divide squared energy and virial errors by natoms² instead of natoms."""
+    relative_f: PositiveFloat | None = None
+    """eV/Å. Divide force errors by |force label| + this; None does not. Not with huber."""
+    f_use_norm: bool = False
+    """Length of an atom's force error instead of its three components; mae and huber only."""
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.f_use_norm and self.loss_func == "mse":
+            raise ValueError('f_use_norm needs loss_func "mae" or "huber" (got "mse")')
+        if self.relative_f is not None and self.loss_func == "huber":
+            raise ValueError(
+                f'relative_f ({self.relative_f}) needs loss_func "mse" or "mae" (got "huber")'
+            )
+        return self
 
 
 class LearningRateConfig(Config):

@@ -9,7 +9,8 @@ every term is a mean over the frames (or atoms) that carry its label:
     virial         dW²/N (or /N²)     |dW|/N     dW/N
     atomic energy  dE_i²              |dE_i|     dE_i
 
-each times its prefactor limit + (start - limit) * lr(t)/start_lr.
+`relative_f` v divides dF by |F label| + v; `f_use_norm` takes |dF| of an atom for its three
+components. Each times its prefactor limit + (start - limit) * lr(t)/start_lr.
 """
 
 from __future__ import annotations
@@ -107,12 +108,23 @@ class EnergyLoss:
             ),
         )
         rows = []
-        for (error, size, labelled), delta in zip(errors, self._delta, strict=True):
+        for term, (error, size, labelled), delta in zip(TERMS, errors, self._delta, strict=True):
             kept = labelled.reshape(-1, *[1] * (error.dim() - 1)).expand_as(error)
             error = torch.where(kept, error, 0.0)
             square = (error.detach() / size) ** 2
+            if term == "f":
+                error = self._force_error(error, labels.force)
             rows += [self._measure(error, size, delta).sum(), square.sum(), kept.sum()]
         return torch.stack([row.to(torch.float64) for row in rows]).reshape(len(TERMS), 3)
+
+    def _force_error(self, error: Tensor, force: Tensor) -> Tensor:
+        """Errors as the loss counts them, (N, 3), from those of atoms with labels `force`."""
+        if self.config.relative_f is not None:
+            error = error / (force.norm(dim=-1, keepdim=True) + self.config.relative_f)
+        if self.config.f_use_norm:
+            # The count is of components, so an atom's one value stands three times.
+            error = torch.linalg.vector_norm(error, dim=-1, keepdim=True).expand_as(error)
+        return error
 
     def _measure(self, error: Tensor, natoms: Tensor, delta: float) -> Tensor:
         """Loss per value, before the mean; zero for a zero error."""

@@ -107,7 +107,7 @@ def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], outdir: Path
     lines = [
         f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(new.keys() | old.keys())
-        if key not in FREE_KEYS and new.get(key) != old.get(key)
+        if key not in FREE_KEYS and new.get(key) != old.get(key) and not _new_switch(key, new, old)
     ]
     if lines:
         raise ConfigError(
@@ -117,6 +117,11 @@ def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], outdir: Path
             "resume=False. To train further than numb_steps (the learning rate depends on "
             "it), start a new run with finetune.model set to this run's model.safetensors."
         )
+
+
+def _new_switch(key: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Tell a switch that is off and that the version which began the run did not have."""
+    return key not in old and new[key] is False
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

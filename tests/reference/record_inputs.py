@@ -55,6 +55,10 @@ LOSSES = [
     PREFACTORS | {"loss_func": "mae"},
     PREFACTORS | {"loss_func": "huber", "huber_delta": 0.01},
     PREFACTORS | {"loss_func": "huber", "huber_delta": [0.02, 0.3, 0.05]},
+    PREFACTORS | {"loss_func": "mae", "f_use_norm": True},
+    PREFACTORS | {"loss_func": "huber", "huber_delta": 0.1, "f_use_norm": True},
+    PREFACTORS | {"relative_f": 0.3},
+    PREFACTORS | {"loss_func": "mae", "relative_f": 0.3, "f_use_norm": True},
 ]
 
 SCHEDULES = [

@@ -69,3 +69,9 @@ def test_differing_keys_are_named_and_harmless_ones_are_not(tmp_path):
     assert "finetune.model" in text
     now["training"]["numb_steps"] = 10
     check_same_run(now, then, tmp_path)
+
+
+def test_a_switch_that_an_older_version_did_not_have_is_off(tmp_path):
+    check_same_run({"loss": {"new": False}}, {"loss": {}}, tmp_path)
+    with pytest.raises(ConfigError, match=r"loss\.new: None there, True now"):
+        check_same_run({"loss": {"new": True}}, {"loss": {}}, tmp_path)

@@ -158,3 +158,29 @@ def test_gradient_of_the_loss_is_its_finite_difference():
         assert (up - down) / (2 * step) == pytest.approx(expected, rel=1e-5, abs=1e-8)
         checked += abs(expected) > 1e-6
     assert checked > 5
+
+
+@pytest.mark.parametrize("kind", [{}, {"relative_f": 0.5}, {"f_use_norm": True}])
+def test_reshaped_force_errors(kind):
+    """Perfect forces pull at nothing, and the reported error stays that of the components."""
+    batch, labels, prediction = batch_and_prediction()
+    plain = EnergyLoss(LossConfig(loss_func="mae"))
+    shaped = EnergyLoss(LossConfig(loss_func="mae", **kind))
+    expected = rmse(plain.sums(prediction, labels, batch))
+    assert rmse(shaped.sums(prediction, labels, batch)) == expected
+    force = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    value, _ = shaped(prediction._replace(force=force), labels, batch, 1.0, ONE)
+    value.backward()
+    assert torch.equal(force.grad, torch.zeros(4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"f_use_norm": True}, 'needs loss_func "mae" or "huber"'),
+        ({"relative_f": 1.0, "loss_func": "huber"}, 'needs loss_func "mse" or "mae"'),
+    ],
+)
+def test_force_errors_that_do_not_go_together(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LossConfig(**settings)
