@@ -62,6 +62,37 @@ def build(content: Content, path: str | Path) -> Potential:
     return model
 
 
+def with_own_note(content: Content, note: Any) -> Content:
+    """Take back what a file of ours notes beside DeePMD-kit's data, if it still fits.
+
+    DeePMD-kit's formats have no place for seeds, provenance and the like. A note that
+    contradicts the model itself, or is no note of ours, is left alone.
+    """
+    try:
+        config = ModelConfig.model_validate(note["config"])
+        provenance = dict(note["provenance"])
+    except (KeyError, TypeError, ValueError):
+        return content
+    if _numbers(config) != _numbers(content.config):
+        return content
+    return Content(config, content.tensors, provenance)
+
+
+def _numbers(config: ModelConfig) -> ModelConfig:
+    """Return the configuration without what only matters for training."""
+    descriptor = config.descriptor.model_copy(update={"seed": None, "trainable": True})
+    fitting = {"seed": None, "trainable": True, "rcond": None}
+    return config.model_copy(
+        update={
+            "descriptor": descriptor,
+            "fitting_net": config.fitting_net.model_copy(update=fitting),
+            "preset_out_bias": {},
+            "data_stat_nbatch": 1,
+            "data_stat_protect": 1.0,
+        }
+    )
+
+
 def _check_widths(config: ModelConfig, elements: int, path: str | Path) -> None:
     """Refuse networks larger than the file before any memory is asked for them."""
     descriptor, fitting = config.descriptor, config.fitting_net

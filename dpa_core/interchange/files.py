@@ -56,8 +56,13 @@ def load_model(path: str | Path) -> Potential:
 def read_content(path: str | Path) -> Content:
     """Do as `load_model`, but do not build the model."""
     file, name = split_name(path)
-    module = _module(detect_format(file))
-    return module.read(file, name)
+    kind = detect_format(file)
+    content: Content = _module(kind).read(file, name)
+    origin = content.provenance.get("origin")
+    if kind == "native" or not isinstance(origin, dict) or "format" in origin:
+        return content
+    origin = {"format": FORMATS[kind][0], **origin}
+    return content._replace(provenance=content.provenance | {"origin": origin})
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -68,11 +73,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
     ModelFileError
         As `load_model`, but tensors may be unchecked.
     """
-    file, name = split_name(path)
+    file = split_name(path)[0]
     kind = detect_format(file)
     if kind == "native":
         return _module(kind).read_native_header(file)
-    content = _module(kind).read(file, name)
+    content = read_content(path)
     return {
         "format": FORMATS[kind][0],
         "config": content.config.model_dump(mode="json"),

@@ -7,7 +7,6 @@ provenance (JSON, free form: what made the model). Tensors: the model's state di
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import safetensors.torch
 
 from dpa_core.config import ModelConfig, parse_config
 from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.interchange.atomic import replaced
 from dpa_core.interchange.content import AGAIN, Content
 
 if TYPE_CHECKING:
@@ -50,16 +50,8 @@ def save(model: Potential, path: str | Path, provenance: dict[str, Any] | None =
         "provenance": json.dumps(model.provenance if provenance is None else provenance),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
     return path
 
 

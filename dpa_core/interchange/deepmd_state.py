@@ -1,0 +1,108 @@
+"""State dict and input section of DeePMD-kit's PyTorch backend -> what a model holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpa_core.config import ModelConfig
+from dpa_core.deepmd_input import convert_model
+from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.interchange.content import AGAIN, Content
+from dpa_core.interchange.deepmd_names import Names, to_ours
+
+# Buffers that say nothing about the numbers of a model, or must be empty.
+_IGNORED = re.compile(r"(.*\.)?(min_nbor_dist|default_fparam_tensor|type_mask)|_extra_state")
+_COMPRESSED = re.compile(r".*\.(type_embd_data|compress_(info|data)(\.\d+)?)")
+
+
+def content_of_state(
+    section: dict[str, Any], state: Mapping[str, Any], origin: dict[str, Any], path: Path
+) -> Content:
+    """Read a model.
+
+    Parameters
+    ----------
+    section
+        The `model` section of the input.
+    state
+        Names begin with `atomic_model.`; other names must say nothing.
+    origin, path
+        For provenance; for messages.
+
+    Raises
+    ------
+    ModelFileError
+        If the model cannot be represented exactly.
+    """
+    try:
+        config = convert_model(section, f"{path.name}: model_params", class_defaults=True)
+    except ConfigError as error:
+        raise ModelFileError(f"{path}: cannot be represented: {error}") from error
+    names = Names(config.descriptor.type == "dpa1", "torch")
+    tensors = _empty_parameters(config)
+    for name, value in _without_copies(state, path).items():
+        if not isinstance(value, Tensor) or value.numel() * value.itemsize > path.stat().st_size:
+            raise ModelFileError(f"{path}: {name} is not a tensor of this file; {AGAIN}")
+        if _COMPRESSED.fullmatch(name):
+            if value.numel():
+                raise ModelFileError(
+                    f"{path}: a compressed model ({name}); give the one it was made from"
+                )
+            continue
+        if _IGNORED.fullmatch(name):
+            _check_default(name, value, config, path)
+            continue
+        ours = names.ours(name.removeprefix("atomic_model."))
+        if ours is None:
+            raise ModelFileError(f"{path}: {name} is a tensor that this dpaflow does not know")
+        try:
+            tensors[ours] = to_ours(ours, value, config)
+        except ValueError as error:
+            raise ModelFileError(f"{path}: {name} {error}") from error
+    observed = section.get("info") or {}
+    if isinstance(observed, dict) and observed.get("observed_type"):
+        origin = origin | {"observed_type": sorted(observed["observed_type"])}
+    return Content(config, tensors, {"origin": origin})
+
+
+def _without_copies(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """One of each pair of duplicates; DeePMD-kit lets the second one win without a word."""
+    result: dict[str, Any] = {}
+    for name, value in state.items():
+        single = name.replace("._networks.", ".networks.")
+        if single in result and isinstance(value, Tensor):
+            other = result[single]
+            if not isinstance(other, Tensor) or not torch.equal(other, value):
+                raise ModelFileError(
+                    f"{path}: the two copies of {single} differ, so it is not clear which is "
+                    f"meant; {AGAIN}"
+                )
+        result[single] = value
+    return result
+
+
+def _empty_parameters(config: ModelConfig) -> dict[str, Tensor]:
+    net = config.fitting_net
+    return {
+        f"fitting.{name}_{end}": torch.zeros(0, dtype=torch.float64)
+        for name, size in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam))
+        if not size
+        for end in ("avg", "inv_std")
+    }
+
+
+def _check_default(name: str, value: Tensor, config: ModelConfig, path: Path) -> None:
+    default = config.fitting_net.default_fparam
+    if name.endswith("default_fparam_tensor") and default is not None:
+        expected = torch.tensor(default, dtype=value.dtype)
+        if not torch.equal(value.reshape(-1), expected):
+            raise ModelFileError(
+                f"{path}: default_fparam is {list(default)} in model_params, {value.tolist()} "
+                "among the tensors"
+            )
