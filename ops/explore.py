@@ -26,6 +26,7 @@ from ops.explorers import AseExplorer, Explorer, LammpsExplorer, PoolExplorer, l
 from ops.explorers.common import Task, Trajectory, md_tasks
 from ops.explorers.pool import pool_tasks, run_pool
 from ops.files import read_json, write_json
+from ops.storage import split_part
 from ops.structure_sources import StructureSource
 from ops.structures import check_elements, derived_seed, make_structures
 
@@ -121,7 +122,8 @@ def run_explore(inputs: ExploreInputs, config: ExploreConfig, outdir: Path) -> d
     Raises
     ------
     ConfigError
-        Elements that the models do not know, unknown data sets, no LAMMPS, one-atom cells.
+        Elements that the models do not know, unknown data sets, no LAMMPS or no DeePMD-kit to
+        convert models for it, one-atom cells.
     DataError
         Structures that cannot be read.
     ModelFileError
@@ -192,7 +194,7 @@ class _Session:
                 check_elements(structures, names)
             tasks = md_tasks(explorer, structures)
         mine = range(config.part, len(tasks), config.parts)
-        models = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs.models]
+        models = [_digest(path) for path in self.inputs.models]
         jobs = []
         for k in mine:
             seed = derived_seed(*key, k)
@@ -214,7 +216,8 @@ class _Session:
         explorer = self.stage.explorer
         if not isinstance(explorer, LammpsExplorer):
             return
-        lammps.check_lammps(explorer)
+        lammps.check_lammps(explorer, self.inputs.models)
+        explorer = lammps.with_frozen(explorer, self.inputs.models, self.lammps / "models")
         missing = []
         for job in jobs:
             folder = self.lammps / job.name
@@ -295,9 +298,15 @@ def _model_types(models: Sequence[Path], config: ExploreConfig) -> tuple[str, ..
     raise ConfigError("explore: no model files are given; name the files of the committee")
 
 
+def _digest(model: Path) -> str:
+    """Hash of a model file, and which of its models is meant."""
+    file, part = split_part(model)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() + part
+
+
 def _mark(task: Task, explorer: Explorer, parts: Sequence[object]) -> str:
     """Hash everything that decides a trajectory."""
-    settings = explorer.model_dump(mode="json", exclude={"command", "write_only"})
+    settings = explorer.model_dump(mode="json", exclude={"command", "write_only", "frozen"})
     document = [settings, task.structure, task.temperature, task.pressure, task.indices, *parts]
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     if task.atoms is not None:

@@ -19,6 +19,7 @@ from workflows.cli_cluster import (
     watch_run,
 )
 from workflows.cli_cluster import app as cluster_app
+from workflows.cli_interchange import app as interchange_app
 from workflows.cli_model import app as model_app
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+model_app.add_typer(interchange_app)
 app.add_typer(model_app, name="model")
 app.add_typer(cluster_app)
 

@@ -29,7 +29,12 @@ LOCAL: dict[str, Any] = {"parser": _local, "metavar": "PATH"}
 MODEL = {**LOCAL, "metavar": "MODEL"}
 DATA = {**LOCAL, "metavar": "DATA"}
 Model = Annotated[
-    Path, typer.Argument(help="Model file (model.safetensors), or its s3:// URL.", **MODEL)
+    Path,
+    typer.Argument(
+        help="Model file of any format, or its s3:// URL; FILE#NAME for one of several "
+        "models in it.",
+        **MODEL,
+    ),
 ]
 Data = Annotated[
     list[Path], typer.Argument(help="Labelled data, any readable format; also s3:// URLs.", **DATA)
@@ -176,10 +181,12 @@ def run_test_command(
     plots: Annotated[bool, typer.Option(help="Draw parity plots.")] = True,
 ) -> None:
     """Test a model on labelled data: errors per system and overall, parity plots."""
+    from ops.storage import split_part
     from ops.test import RunTestConfig, TestInputs, run_test
 
     _log()
-    run_test(TestInputs({model.stem: model}, _named(data)), RunTestConfig(plots=plots), out)
+    name = model.stem + split_part(model)[1].replace("#", "-")
+    run_test(TestInputs({name: model}, _named(data)), RunTestConfig(plots=plots), out)
     typer.echo(f"results: {out / 'results.json'}")
 
 
@@ -190,32 +197,6 @@ def _named(paths: list[Path]) -> dict[str, list[Path]]:
         name if last.count(name) == 1 else str(path).strip("/").replace("/", "-"): [path]
         for path, name in zip(paths, last, strict=True)
     }
-
-
-@app.command()
-def info(
-    model: Model, full: Annotated[bool, typer.Option("--full", help="All settings.")] = False
-) -> None:
-    """Show what a model file holds."""
-    import json
-
-    from dpa_core.interchange.files import load_model, read_header
-
-    header = read_header(model)
-    loaded = load_model(model)
-    descriptor = header["config"]["descriptor"]
-    count = sum(p.numel() for p in loaded.parameters())
-    typer.echo(f"{model}: {descriptor['type']}, {count:,} parameters, format {header['version']}")
-    typer.echo(f"type_map  {' '.join(header['type_map'])}")
-    typer.echo(f"rcut      {descriptor['rcut']} Å (smooth from {descriptor['rcut_smth']} Å)")
-    typer.echo(f"sel       {descriptor['sel']}")
-    typer.echo(f"heads     {loaded.config.heads}")
-    bias = (loaded.out_bias + loaded.fitting.bias_atom_e).tolist()
-    shown = ", ".join(f"{e} {b:.4f}" for e, b in zip(header["type_map"], bias, strict=True))
-    typer.echo(f"bias, eV  {shown}")
-    provenance = header["provenance"]
-    typer.echo(json.dumps({"config": header["config"], "provenance": provenance}, indent=1)
-               if full else f"made by   {json.dumps(provenance)[:300]}")  # fmt: skip
 
 
 @app.command("eval-desc")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpa_core.errors import ConfigError
 from ops.base import iter_paths, map_paths
-from ops.storage import is_outside, is_url, signature
+from ops.storage import is_outside, is_url, signature, split_part
 
 if TYPE_CHECKING:
     from workflows.schema import Execution
@@ -141,6 +141,7 @@ def _signature(pattern: str) -> str | list[tuple[str, int, int]]:
 
     if is_url(pattern):
         return signature(pattern)
+    pattern, _ = split_part(pattern)  # which model of a file is said by the inputs
     roots = [Path(found) for found in sorted(glob.glob(pattern))]  # noqa: PTH207 (absolute)
     files = [
         path

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpa_core.errors import ModelFileError
+from ops.explorers import LammpsExplorer
+from ops.explorers.lammps import cannot_freeze
 from ops.labelers import PoolLabeler, check_labeler
 from ops.labelers.base import WARNING
+from ops.storage import split_part
 from ops.structures import DataSource, FileSource
 from workflows.schema_paths import is_seen_by_pods
 
@@ -73,9 +76,10 @@ def _files(pipeline: Pipeline) -> Iterable[str]:
         for number, source in enumerate(config.sources):
             yield from _exists(f"data.{name}.sources.{number}.path", source.path, pipeline)
     for name, path in pipeline.pretrain.given.items():
-        if is_seen_by_pods(path, pipeline) and not Path(path).exists():
+        file, _ = split_part(path)
+        if is_seen_by_pods(path, pipeline) and not Path(file).exists():
             continue
-        if not Path(path).is_file():
+        if not Path(file).is_file():
             yield f"pretrain.from.{name}: no such file: {path}"
             continue
         from dpa_core.interchange.files import read_header  # brings torch with it
@@ -144,7 +148,12 @@ def _loop(pipeline: Pipeline, loop: ConcurrentLearning) -> Iterator[str]:
     yield from _loop_training(pipeline, loop)
     yield from _loop_structures(pipeline, loop)
     yield from _loop_labels(pipeline, loop)
+    # elsewhere DeePMD-kit may be in the image of the step
+    here = pipeline.execution.backend == "local" and "cluster" not in pipeline.model_fields_set
     for number, stage in enumerate(loop.stages):
+        own = isinstance(stage.explore, LammpsExplorer) and not stage.explore.model_files
+        if own and here and (problem := cannot_freeze()):
+            yield f"{place}.stages.{number}.explore.model_files: {problem}"
         pool = getattr(stage.explore, "data", None)
         if pool is not None:
             yield from _known(f"{place}.stages.{number}.explore.data", pool, pipeline.data,

@@ -10,6 +10,7 @@ import platform
 import shutil
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dpa_core.config import ModelConfig, TrainConfig, parse_config
 from dpa_core.data import Dataset, open_dataset
 from dpa_core.errors import DataError, ModelFileError
 from dpa_core.finetune import prepare_finetune, set_trainable
+from dpa_core.interchange.files import split_name
 from dpa_core.loss import EnergyLoss
 from dpa_core.model import Potential, build_model
 from dpa_core.stats import compute_env_stats, compute_param_stats, resolve_sel
@@ -58,6 +60,12 @@ class Data:
     valid: Dataset | None = None
     valid_cache: NeighborCache | None = None
     valid_batches: list[list[int]] = field(default_factory=list)
+
+    @cached_property
+    def elements(self) -> list[str]:
+        """Elements that the training set holds; the type map may name more."""
+        names, present = self.train.type_map, self.train.counts().sum(axis=0) > 0
+        return [name for name, here in zip(names, present, strict=True) if here]
 
 
 @dataclass
@@ -254,7 +262,7 @@ def run_identity(config: TrainConfig, datasets: Datasets) -> dict[str, Any]:
     for name, data in zip(("training", "validation"), datasets, strict=True):
         identity[f"fingerprint of the {name} data"] = None if data is None else fingerprint(data)
     if config.finetune is not None:
-        path = Path(config.finetune.model)
+        path, _ = split_name(config.finetune.model)
         if not path.is_file():
             raise ModelFileError(f"finetune.model: {path}: no such model file")
         content = path.read_bytes()
@@ -302,6 +310,7 @@ def provenance(run: Run, metrics: Row) -> dict[str, Any]:
             for name, data in sets.items()
             if data is not None
         },
+        "elements": run.data.elements,
         "steps": run.step,
         "seed": run.config.training.seed,
         "seconds": round(run.seconds, 3),

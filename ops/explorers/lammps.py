@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shlex
 import shutil
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import pydantic
 
 from dpa_core.errors import ConfigError
+from ops.deepmd_kit import find_dp
 from ops.explorers.common import MDSettings, Task
 from ops.explorers.stops import temperature_limit
 from ops.files import write_text
-from ops.storage import localize
+from ops.model_files import convert, members
+from ops.storage import localize, split_part
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -41,14 +44,19 @@ HALT_EVERY = 10
 class LammpsExplorer(MDSettings):
     """Molecular dynamics by LAMMPS (`pair_style deepmd`), one run a trajectory.
 
-    Needs a LAMMPS with DeePMD-kit's plugin and models in DeePMD-kit's format.
+    Needs a LAMMPS with DeePMD-kit's plugin, and models frozen by DeePMD-kit: those of
+    `model_files`, or the committee's own, which DeePMD-kit's `dp` converts.
     """
 
     type: Literal["lammps"] = "lammps"
     command: str | None = None
     """What runs LAMMPS, as "lmp" or "mpirun -n 4 lmp_mpi"; `-in in.lammps` is appended."""
     model_files: tuple[str, ...] = ()
-    """Two or more models in DeePMD-kit's format (.pth, .pb, .pt2), the first drives."""
+    """Two or more models frozen by DeePMD-kit (.pth, .pb, .pt2), the first drives; left out: the
+    committee's models, converted. Those that are named here are not trained by the loop."""
+    frozen: Literal["pth", "pb", "pt2"] = "pth"
+    """What the committee's models are converted to: the backend that this LAMMPS has, PyTorch,
+    TensorFlow (not every model) or PyTorch exported."""
     write_only: bool = False
     """Write the inputs and pause the pipeline; resume it when the runs are done."""
 
@@ -59,23 +67,29 @@ class LammpsExplorer(MDSettings):
         return self
 
 
-def check_lammps(config: LammpsExplorer) -> None:
+def check_lammps(config: LammpsExplorer, models: Sequence[Path] = ()) -> None:
     """Find out before the first run whether LAMMPS can run at all.
+
+    Parameters
+    ----------
+    config
+        The explorer.
+    models
+        The committee, for want of `model_files`.
 
     Raises
     ------
     ConfigError
-        No models or one alone, missing model files, no command, or the program is not found.
+        No models or one alone, missing model files, nothing to convert the committee with, no
+        command, or the program is not found.
     """
-    if not config.model_files:
+    if not config.model_files and (problem := cannot_freeze()):
+        raise ConfigError(f"explorer lammps: model_files {problem}")
+    if len(config.model_files or _singles(models)) < 2:
         raise ConfigError(
-            "explorer lammps: model_files is empty, and LAMMPS cannot read dpaflow's own model "
-            "files; name models frozen by DeePMD-kit (dp freeze), or use explorer type: ase"
-        )
-    if len(config.model_files) < 2:
-        raise ConfigError(
-            "explorer lammps: model_files names one model, and DeePMD-kit's pair style writes a "
-            "deviation only for two or more; name all members of the committee"
+            f"explorer lammps: {'model_files names' if config.model_files else 'there is'} at most "
+            "one model, and DeePMD-kit's pair style writes a deviation only for two or more; name "
+            "all members of the committee"
         )
     for name in config.model_files:
         if not Path(localize(name)).expanduser().exists():
@@ -93,6 +107,42 @@ def check_lammps(config: LammpsExplorer) -> None:
             f"explorer lammps: the program {program!r} of command is not found; install LAMMPS "
             "with DeePMD-kit's plugin or give its path, set write_only: true, or use type: ase"
         )
+
+
+def cannot_freeze() -> str:
+    """Return why LAMMPS cannot have the committee's own models; "" if it can."""
+    if find_dp() is not None:
+        return ""
+    return (
+        "is empty, and DeePMD-kit, which would convert the committee's models for LAMMPS, is not "
+        "found ($DPAFLOW_DP, dp, python -m deepmd); install it, name models frozen by DeePMD-kit, "
+        "or use explorer type: ase"
+    )
+
+
+def _singles(models: Sequence[Path]) -> list[str]:
+    return [one for model in models for one in members(model)]
+
+
+def with_frozen(config: LammpsExplorer, models: Sequence[Path], folder: Path) -> LammpsExplorer:
+    """Return the explorer with model files that LAMMPS can load; made in `folder` if need be.
+
+    Raises
+    ------
+    ConfigError, ModelFileError
+        DeePMD-kit is not installed, or cannot convert a model.
+    """
+    if config.model_files:
+        return config
+    files = []
+    for k, one in enumerate(_singles(models)):
+        source, _ = split_part(one)
+        digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]
+        target = folder / f"m{k}-{digest}.{config.frozen}"
+        if not target.exists():  # an interrupted step goes on with those that are there
+            convert(one, target)
+        files.append(str(target.resolve()))
+    return config.model_copy(update={"model_files": tuple(files)})
 
 
 def write_inputs(

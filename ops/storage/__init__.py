@@ -7,6 +7,7 @@
     upload(path, url)     a file or folder
     publish_folder(...)   a folder, so that readers see all of it or nothing
     content_url(pattern)  where a copy of local files belongs; upload_content puts it there
+    split_part(path)      FILE#NAME, one model of a file, as FILE and #NAME
 
 Endpoint, region and credentials are found by boto3's own rules (environment, profiles, roles).
 What was fetched is kept in a cache ($DPAFLOW_CACHE) which all processes of a machine share.
@@ -19,7 +20,7 @@ from ops.storage.local import fetch, localize, with_urls
 from ops.storage.lookup import Object, listing, signature
 from ops.storage.published import publish_folder
 from ops.storage.uploads import content_url, upload, upload_content
-from ops.storage.urls import is_outside, is_url
+from ops.storage.urls import is_outside, is_url, split_part
 
 __all__ = [
     "Object",
@@ -33,6 +34,7 @@ __all__ = [
     "localize",
     "publish_folder",
     "signature",
+    "split_part",
     "upload",
     "upload_content",
     "with_urls",

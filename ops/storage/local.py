@@ -15,7 +15,7 @@ from dpa_core.errors import DataError
 from ops.storage.cache import Cache, open_cache
 from ops.storage.client import Changed, connect, in_parallel, pause, plain_errors
 from ops.storage.downloads import CHUNK, download
-from ops.storage.lookup import Found, Object, find
+from ops.storage.lookup import Found, Object, find, part_of
 from ops.storage.published import CARD, check_version
 from ops.storage.urls import as_url, is_url, parse
 
@@ -71,19 +71,21 @@ _copies: dict[str, Path] = {}
 
 
 def _copy(url: str) -> Path:
+    url, part = part_of(connect(), url)
     path = fetch(url)
     card = path / CARD
-    if not card.is_file():
-        return path
-    model = json.loads(card.read_text(encoding="utf-8")).get("model")
-    return path / model if model else path
+    if card.is_file():
+        model = json.loads(card.read_text(encoding="utf-8")).get("model")
+        path = path / model if model else path
+    return path.with_name(path.name + part)
 
 
 def localize(path: str | Path) -> Path | str:
     """Return a local path: the one given, or that of a copy of a URL.
 
     A process asks the server once for each URL, so that it sees one state of the data. The URL
-    of a published model means the model file.
+    of a published model means the model file; `#NAME` behind a URL, which names one model in a
+    file, stays behind the path.
     """
     if not is_url(path):
         return path if isinstance(path, Path) else str(path)

@@ -66,8 +66,25 @@ def listing(url: str) -> list[Object]:
 
 
 def signature(url: str) -> str:
-    """Return a hash that changes when the data behind a URL change."""
-    return find(connect(), parse(url)).digest()
+    """Return a hash that changes when the data behind a URL (URL#NAME: behind URL) change."""
+    client = connect()
+    return find(client, parse(part_of(client, url)[0])).digest()
+
+
+def part_of(client: Any, url: str) -> tuple[str, str]:
+    """Cut off what names one model in an object: URL#NAME is URL and "#NAME".
+
+    An object or folder that is really called so comes first; the server is asked. Errors of
+    the server as for `listing`.
+    """
+    file, mark, name = url.rpartition("#")
+    if not mark or "/" in name:  # a bucket's name and a folder above have no such part
+        return url, ""
+    place = parse(url)
+    with plain_errors(str(place), client):
+        if place.pattern or _head(client, place) or any(_below(client, place, place.key)):
+            return url, ""
+    return file, mark + name
 
 
 def find(client: Any, place: Place) -> Found:

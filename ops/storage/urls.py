@@ -72,6 +72,19 @@ def as_url(path: str | Path) -> str:
     return re.sub(r"^s3:/(?=[^/])", SCHEME, text) if isinstance(path, Path) else text
 
 
+def split_part(path: str | Path) -> tuple[str, str]:
+    """Cut off what names one model in a local file: FILE#NAME is FILE and "#NAME".
+
+    A file that is really called so comes first. A URL stays whole: only its server knows
+    whether there is an object of that name, see `lookup.part_of`.
+    """
+    text = as_url(path)
+    file, mark, name = text.rpartition("#")
+    if not mark or is_url(text) or Path(text).exists() or not Path(file).is_file():
+        return text, ""
+    return file, mark + name
+
+
 def parse(url: str | Path) -> Place:
     """Take a URL apart.
 

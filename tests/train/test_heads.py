@@ -285,7 +285,7 @@ def test_what_is_trained():
 def test_commands(trained, data, tmp_path):
     runner = CliRunner()
     shown = runner.invoke(app, ["model", "info", str(trained)])
-    assert f"heads     {HEADS}" in shown.output
+    assert f"heads      {HEADS}" in shown.output
     out = tmp_path / "devi.out"
     options = ["--relative", "0.5", "--relative-v", "0.1", "-o", str(out)]
     done = runner.invoke(app, ["model", "devi", "-m", str(trained), str(data[1]), *options])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from dpa_core.interchange.files import FORMAT, VERSION
+from dpa_core.interchange.native import FORMAT, VERSION
 
 
 def write_model(path: Path, provenance: str = "{}") -> None:

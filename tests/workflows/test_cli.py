@@ -232,7 +232,7 @@ def test_pipeline_with_real_ops_then_model_commands(call, tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     model = tmp_path / "run" / "steps" / "pretrain-dpa1" / "model.safetensors"
     code, output = call("model", "info", model)
-    assert (code, "type_map  Cu Ni" in output) == (0, True)
+    assert (code, "type_map   Cu Ni" in output) == (0, True)
     code, output = call("model", "test", model, "data.xyz", "--no-plots", "--out", "t")
     assert code == 0, output
     results = json.loads((tmp_path / "t" / "results.json").read_text())["results"]

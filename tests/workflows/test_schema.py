@@ -189,7 +189,7 @@ def test_own_test_set_and_given_model(load, tmp_path):
 
 def test_a_given_model_that_is_none_is_a_mistake(load, tmp_path):
     (tmp_path / "m.safetensors").write_text("something else")
-    with pytest.raises(ConfigError, match=r"pretrain\.from\.m_1: .*not a model file of dpaflow"):
+    with pytest.raises(ConfigError, match=r"pretrain\.from\.m_1: .*not a model file"):
         load(models={"m_1": {}}, pretrain={"from": {"m_1": "m.safetensors"}})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpa_core.errors import ConfigError, DPAError
+from ops.storage import split_part
 from workflows.backends.argo.client import ArgoClient
 from workflows.backends.argo.cluster_run import ClusterRun, no_such_run
 from workflows.backends.argo.inputs import Upload, externalise, signatures
@@ -304,7 +305,9 @@ def _moved(run: Run, revision: Revision) -> tuple[Revision, list[Upload]]:
             return [move(item) for item in value]
         if not isinstance(value, str):
             return value
-        return urls.get(os.path.normpath(Path(revision.folder) / Path(value).expanduser()), value)
+        path = os.path.normpath(Path(revision.folder) / Path(value).expanduser())
+        file, part = split_part(path)
+        return urls[file] + part if file in urls else value
 
     return revision.model_copy(update={"changes": move(revision.changes)}), uploads
 

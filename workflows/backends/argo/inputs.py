@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ops.storage import content_url, is_url, signature
+from ops.storage import content_url, is_url, signature, split_part
 from workflows.schema import Pipeline, inline_templates
 from workflows.schema_paths import is_seen_by_pods, map_paths
 
@@ -33,10 +33,11 @@ def externalise(pipeline: Pipeline) -> tuple[Pipeline, list[Upload]]:
     def change(path: str) -> str:
         if is_seen_by_pods(path, pipeline):
             return path
+        path, part = split_part(path)
         if path not in uploads:
             url = content_url(path, storage.bucket, storage.prefix)
             uploads[path] = Upload(path, url)
-        return uploads[path].url
+        return uploads[path].url + part
 
     return map_paths(inline_templates(pipeline), change), list(uploads.values())
 
@@ -50,7 +51,7 @@ def signatures(pipeline: Pipeline, known: list[Upload]) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def note(path: str) -> str:
-        if is_url(path) and path not in ours:
+        if is_url(path) and path not in ours and path.rpartition("#")[0] not in ours:
             found[path] = signature(path)
         return path
 

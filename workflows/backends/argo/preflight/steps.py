@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ops.storage import split_part
 from workflows.backends.argo.scene import Scene
 from workflows.doctor import Check
 from workflows.schema import inline_templates
@@ -39,7 +40,7 @@ def local_files(scene: Scene) -> list[str]:
     found: dict[str, None] = {}
 
     def note(path: str) -> str:
-        found[path] = None
+        found[split_part(path)[0]] = None
         return path
 
     if pipeline is not None:

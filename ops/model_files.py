@@ -1,0 +1,231 @@
+"""Convert, export and describe model files of all formats."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dpa_core.errors import ConfigError, ModelFileError
+from ops.deepmd_kit import FROZEN, convert_backend, find_dp, how_to_install
+
+if TYPE_CHECKING:
+    from dpa_core.model import Potential
+
+DIFFERENCE = 1e-5
+"""eV/atom and eV/Å. A copy that differs more is not the same model."""
+SPACING, JITTER, MAX_ATOMS = 3.0, 0.4, 64
+
+
+class Copy(NamedTuple):
+    """A written file: it, and how far its energy (eV/atom) and forces (eV/Å) are off."""
+
+    path: Path
+    energy: float
+    force: float
+
+
+def convert(source: str | Path, target: Path) -> Copy:
+    """Write a model in the format that the target's suffix names, and read it back.
+
+    Parameters
+    ----------
+    source
+        Any readable model file, also FILE#NAME.
+    target
+        .safetensors, .dp, .yaml, .pt; with DeePMD-kit installed also .pth, .pb, .pt2.
+
+    Raises
+    ------
+    ModelFileError
+        The source cannot be read, the format cannot hold the model, or what was written is
+        another model.
+    ConfigError
+        The format needs DeePMD-kit, which is not installed.
+    """
+    from dpa_core.interchange.files import load_model, save_model
+
+    model = load_model(source)
+    if target.suffix.lower() not in FROZEN:
+        return check_copy(model, save_model(model, target))
+    if find_dp() is None:
+        other = target.with_suffix(".dp")
+        raise ConfigError(
+            f"{how_to_install({target: other})}\n{other} is written by\n"
+            f"  dpaflow model convert {source} {other}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
+        convert_backend(save_model(model, Path(folder) / "model.dp"), target)
+    return check_copy(model, target)
+
+
+def members(path: str | Path) -> list[str]:
+    """Return the single models of a file: FILE#0, FILE#1, ... of a committee, else the path."""
+    from dpa_core.interchange.files import read_header, split_name
+
+    _, name = split_name(path)
+    heads = read_header(path)["config"].get("heads", 1)
+    return [str(path)] if name is not None or heads == 1 else [f"{path}#{k}" for k in range(heads)]
+
+
+def export(source: str | Path, target: Path) -> dict[Path, Path]:
+    """Write the frozen model of DeePMD-kit that LAMMPS loads, and the .dp file it is made from.
+
+    Parameters
+    ----------
+    source
+        A model file; of a committee every model is written, to numbered files.
+    target
+        .pth, .pb or .pt2.
+
+    Returns
+    -------
+    dict[Path, Path]
+        Frozen model -> .dp file. Without DeePMD-kit only the .dp files are there.
+
+    Raises
+    ------
+    ConfigError
+        The suffix is another.
+    ModelFileError
+        As for `convert`.
+    """
+    from dpa_core.interchange.files import load_model, save_model
+
+    if target.suffix.lower() not in FROZEN:
+        raise ConfigError(
+            f"{target}: LAMMPS reads frozen models of DeePMD-kit; allowed are {', '.join(FROZEN)}, "
+            f"not {target.suffix or 'no suffix'!r}"
+        )
+    found = members(source)
+    written = {}
+    for k, one in enumerate(found):
+        number = f"-{k}" if len(found) > 1 else ""
+        frozen = target.with_name(f"{target.stem}{number}{target.suffix}")
+        model = load_model(one)
+        written[frozen] = save_model(model, frozen.with_suffix(".dp"))
+        if find_dp() is not None:
+            convert_backend(written[frozen], frozen)
+            check_copy(model, frozen)
+    return written
+
+
+def check_copy(model: Potential, path: Path) -> Copy:
+    """Read a written file and compare energy and forces of a small structure of all elements.
+
+    Raises
+    ------
+    ModelFileError
+        They differ.
+    """
+    from dpa_core.interchange.files import load_model
+
+    want, have = _probe(model), _probe(load_model(path))
+    energy = float(abs(have.energy - want.energy).max()) / want.atom_energy.shape[1]
+    force = float(abs(have.force - want.force).max())
+    if not max(energy, force) < DIFFERENCE:
+        raise ModelFileError(
+            f"{path}: holds another model than it was made from: energies differ by {energy:.2g} "
+            f"eV/atom, forces by {force:.2g} eV/Å (at most {DIFFERENCE:g}); please report this"
+        )
+    return Copy(path, energy, force)
+
+
+def _probe(model: Potential) -> Any:
+    """Evaluate a jittered grid of atoms of all elements in turn."""
+    random = np.random.default_rng(0)
+    ntypes = len(model.type_map)
+    natoms = min(max(8, 2 * ntypes), MAX_ATOMS)
+    side = round(np.ceil(natoms ** (1 / 3)))
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)[:natoms]
+    coord = SPACING * grid + random.uniform(-JITTER, JITTER, (natoms, 3))
+    numbers = model.config.fitting_net
+    fparam = random.normal(size=(1, numbers.numb_fparam)) if numbers.numb_fparam else None
+    aparam = random.normal(size=(1, natoms, numbers.numb_aparam)) if numbers.numb_aparam else None
+    box = SPACING * side * np.eye(3)
+    return model.evaluate(
+        coord[None], box[None], np.arange(natoms) % ntypes, fparam=fparam, aparam=aparam
+    )
+
+
+def describe(path: str | Path) -> list[str]:
+    """Return what a model file holds, a few lines for people."""
+    from dpa_core.interchange.files import load_model, read_header
+
+    header, model = read_header(path), load_model(path)
+    config, known = header["config"], trained_elements(header["provenance"])
+    descriptor, fitting = config["descriptor"], config["fitting_net"]
+    count = sum(p.numel() for p in model.parameters())
+    bias = (model.out_bias + model.fitting.bias_atom_e).tolist()
+    names = model.type_map
+    version = f", version {header['version']}" if "version" in header else ""
+    missing = [name for name in names if known is not None and name not in known]
+    rows = {
+        "format": f"{header['format']}{version}",
+        "descriptor": _descriptor(descriptor),
+        "fitting": f"layers {' '.join(map(str, fitting['neuron']))}",
+        "heads": str(model.config.heads),
+        "precision": f"{descriptor['precision']} descriptor, {fitting['precision']} fitting net",
+        "type_map": " ".join(names),
+        "trained on": "not recorded" if known is None else " ".join(known),
+        **({"untrained": " ".join(missing)} if missing else {}),
+        "rcut": f"{descriptor['rcut']} Å (smooth from {descriptor['rcut_smth']} Å)",
+        "sel": str(descriptor["sel"]),
+        "bias, eV": ", ".join(f"{e} {b:.4f}" for e, b in zip(names, bias, strict=True)),
+        "made by": _made_by(header["provenance"]),
+    }
+    head = f"{path}: {descriptor['type']}, {count:,} parameters"
+    return [head, *(f"{name:<11}{value}" for name, value in rows.items())]
+
+
+def _descriptor(block: Mapping[str, Any]) -> str:
+    layers = f"neuron {' '.join(map(str, block['neuron']))}, axis_neuron {block['axis_neuron']}"
+    if block["type"] != "dpa1":
+        return f"{block['type']}, {layers}"
+    return (
+        f"dpa1, {block['attn_layer']} attention layers, {block['tebd_input_mode']} type "
+        f"embedding of {block['tebd_dim']}, {layers}"
+    )
+
+
+def trained_elements(provenance: Mapping[str, Any]) -> list[str] | None:
+    """Return the elements of the data a model has ever been trained on; None if not recorded.
+
+    A type map may name elements that no training frame held: what a model says about those
+    has no meaning.
+    """
+    found: dict[str, None] = {}
+    known = False
+    for level in _generations(provenance):
+        names = level.get("elements") or level.get("origin", {}).get("observed_type")
+        known |= names is not None
+        found |= dict.fromkeys(names or ())
+    return list(found) if known else None
+
+
+def _generations(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield what is told of a model, then of those it was finetuned from; oldest last."""
+    level: Mapping[str, Any] | None = provenance
+    while level:
+        yield level
+        level = level.get("finetuned_from", {}).get("provenance")
+
+
+def _made_by(provenance: Mapping[str, Any]) -> str:
+    """Return the way of a model in words, newest first."""
+    parts = []
+    for level in _generations(provenance):
+        if "bias" in level:
+            parts.append(f"energy bias refitted ({level['bias'].get('mode')})")
+        if "steps" in level:
+            own = level.get("software", {}).get("dpaflow", "?")
+            parts.append(f"trained by dpaflow {own}, {level['steps']} steps")
+        if "finetuned_from" in level:
+            parts.append(f"from {level['finetuned_from']['file']}")
+        facts = {k: v for k, v in level.get("origin", {}).items() if isinstance(v, str | int)}
+        parts += [f"{name} {value}" for name, value in facts.items()]
+    return "; ".join(parts) or "not recorded"

@@ -1,0 +1,81 @@
+"""`dpaflow model convert|export|info`: model files of dpaflow and of DeePMD-kit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflows.cli_model import Model
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def convert(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Argument(help="File to write: .safetensors, .dp, .yaml, .pt; with DeePMD-kit "
+                       "also .pth, .pb, .pt2."),
+    ],
+) -> None:  # fmt: skip
+    """Write a model in another format; FILE#NAME takes one model of several in a file."""
+    from ops.model_files import convert as run
+
+    done = run(model, out)
+    typer.echo(f"{done.path}: read back, energies differ by {done.energy:.1g} eV/atom, "
+               f"forces by {done.force:.1g} eV/Å")  # fmt: skip
+
+
+@app.command()
+def export(
+    model: Model,
+    lammps: Annotated[
+        Path, typer.Option("--lammps", help="Frozen model to write: .pth (PyTorch), .pb, .pt2.")
+    ],
+) -> None:
+    """Write the frozen model that LAMMPS's `pair_style deepmd` loads, by DeePMD-kit's `dp`."""
+    from dpa_core.errors import ConfigError
+    from dpa_core.interchange.files import read_header
+    from ops import deepmd_kit
+    from ops.model_files import export as run
+
+    files = run(model, lammps)
+    there = deepmd_kit.find_dp() is not None
+    for frozen, source in files.items():
+        typer.echo(f"wrote {frozen} and {source}" if there else f"wrote {source}")
+    typer.echo("\nIn LAMMPS, with DeePMD-kit's plugin:\n")
+    for line in deepmd_kit.lammps_lines(list(files), read_header(model)["type_map"]):
+        typer.echo(f"  {line}")
+    if not there:
+        raise ConfigError(deepmd_kit.how_to_install(files))
+
+
+@app.command()
+def info(
+    model: Model,
+    full: Annotated[bool, typer.Option("--full", help="All settings and what is known.")] = False,
+    input_json: Annotated[
+        bool, typer.Option("--input-json", help="Only the model as a DeePMD input.json.")
+    ] = False,
+) -> None:
+    """Show what a model file holds."""
+    import json
+
+    from dpa_core.interchange.files import load_model, read_header
+    from ops.model_files import describe
+
+    if input_json:
+        from dpa_core.deepmd_output import input_of_model
+
+        loaded = load_model(model)
+        document = input_of_model(loaded.config, loaded.provenance)
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    typer.echo("\n".join(describe(model)))
+    if full:
+        header = read_header(model)
+        parts = {key: header[key] for key in ("config", "provenance")}
+        typer.echo(json.dumps(parts, indent=1))
