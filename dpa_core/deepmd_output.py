@@ -36,6 +36,13 @@ def model_section(config: ModelConfig) -> dict[str, Any]:
             "write each head by itself, MODEL#0, MODEL#1, ..."
         )
     plain = config.model_dump(mode="json")
+    for part in ("descriptor", "fitting_net"):
+        convention = plain[part].pop("convention", "pytorch")
+        if convention != "pytorch":
+            raise ConfigError(
+                f"{part}.convention is {convention!r}: DeePMD-kit's PyTorch backend computes such "
+                "a model differently; keep dpaflow's own format, or the TensorFlow graph"
+            )
     preset = plain["preset_out_bias"]
     section = {
         "type_map": plain["type_map"],
@@ -52,12 +59,6 @@ def model_section(config: ModelConfig) -> dict[str, Any]:
 
 
 def _descriptor(config: ModelConfig, plain: dict[str, Any]) -> dict[str, Any]:
-    convention = plain.pop("convention", "pytorch")
-    if convention != "pytorch":
-        raise ConfigError(
-            f"descriptor.convention is {convention!r}: DeePMD-kit's PyTorch backend cannot "
-            "compute this model; keep it in dpaflow's own format"
-        )
     if config.descriptor.type == "dpa1":
         # `lmax` stays out: 1 is what it means when left out, and older versions refuse the key.
         plain["attn_mask"] = False
