@@ -8,6 +8,7 @@ error that names the key; nothing is ignored in silence. Keys that start with `_
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 from dpa_core.config import ModelConfig, TrainConfig, parse_config
@@ -24,11 +25,13 @@ from dpa_core.deepmd_keys import (
     SCHEDULES,
     TOP,
     TRAINING,
+    TYPE_EMBEDDING,
     VALIDATING,
     Key,
     Table,
     by_class,
 )
+from dpa_core.deepmd_old import modernize
 from dpa_core.errors import ConfigError
 
 
@@ -49,10 +52,10 @@ def convert(data: dict[str, Any], source: str = "input.json") -> TrainConfig:
         do, or the mistakes that `TrainConfig` finds.
     """
     reader = _Reader()
-    top = reader.section(data, TOP, "")
+    top = reader.section(modernize(data), TOP, "")
     training = _training(reader, top)
     converted = {
-        "model": _model(reader, top.get("model", {})),
+        "model": _model(reader, top["model"]) if "model" in top else {},
         "loss": _loss(reader, top),
         "learning_rate": _learning_rate(reader, top, training.get("numb_steps")),
         "optimizer": _optimizer(reader, top),
@@ -136,7 +139,8 @@ class _Reader:
         if key.neutral is not None and value not in key.neutral:
             allowed = " or ".join(repr(v) for v in key.neutral if v is not None) or "leave it out"
             self.mistakes.append(
-                f"{prefix}{name}: {value!r} is not supported by dpaflow; allowed: {allowed}"
+                f"{prefix}{name}: {value!r} is not supported by dpaflow; allowed: {allowed}; "
+                f"{key.why}"
             )
         if key.to == "":
             return
@@ -151,8 +155,8 @@ def _choose(
 ) -> str | None:
     """Return the section's `type` if it names one of the tables; otherwise report it."""
     kind = section.get("type", default) if isinstance(section, dict) else default
-    if kind in tables:
-        return str(kind)
+    if isinstance(kind, str) and kind in tables:
+        return kind
     reader.mistakes.append(
         f"{path}.type: {kind!r} is not supported by dpaflow; allowed: {', '.join(tables)}"
     )
@@ -165,6 +169,7 @@ def _model(reader: _Reader, data: Any) -> dict[str, Any]:
     kind = _choose(reader, section, DESCRIPTORS, None, "model.descriptor")
     if kind:
         descriptor = reader.part(section, DESCRIPTORS[kind], kind, "model.descriptor")
+        descriptor |= _type_embedding(reader, model.pop("type_embedding", None), kind)
         model["descriptor"] = _normal_descriptor(kind, descriptor)
     fitting = model.pop("fitting_net", {})
     model["fitting_net"] = reader.part(fitting, FITTING, "ener", "model.fitting_net")
@@ -178,10 +183,20 @@ def _normal_descriptor(kind: str, descriptor: dict[str, Any]) -> dict[str, Any]:
         return descriptor | {"type": "se_e2_a"}
     if kind == "se_atten_v2":
         descriptor |= {"tebd_input_mode": "strip", "smooth_type_embedding": True}
-    stripped = descriptor.pop("stripped_type_embedding", None)
-    if stripped is not None:
-        descriptor["tebd_input_mode"] = "strip" if stripped else "concat"
     return descriptor | {"type": "dpa1"}
+
+
+def _type_embedding(reader: _Reader, section: Any, kind: str) -> dict[str, Any]:
+    """Read the type embedding of the TensorFlow backend, which is beside the descriptor."""
+    if section is None:
+        return {}
+    if kind in ("se_e2_a", "se_a"):
+        reader.mistakes.append(
+            f"model.type_embedding: {kind} has none in dpaflow; leave it out, or use dpa1 with "
+            "attn_layer 0"
+        )
+        return {}
+    return reader.section(section, TYPE_EMBEDDING, "model.type_embedding")
 
 
 def _preset(reader: _Reader, preset: Any, type_map: Any) -> dict[str, Any]:
@@ -217,7 +232,7 @@ def _learning_rate(reader: _Reader, top: dict[str, Any], numb_steps: Any) -> dic
     start = rate.get("start_lr")
     ratio = rate.pop("stop_lr_ratio", None)
     if start is None:
-        reader.mistakes.append("learning_rate.start_lr: missing; this key is required")
+        pass  # reported as missing
     elif (ratio is None) == ("stop_lr" not in rate):
         reader.mistakes.append("learning_rate: give exactly one of stop_lr and stop_lr_ratio")
     elif ratio is not None:
@@ -234,10 +249,8 @@ def _learning_rate(reader: _Reader, top: dict[str, Any], numb_steps: Any) -> dic
 
 def _optimizer(reader: _Reader, top: dict[str, Any]) -> dict[str, Any]:
     section = top.get("optimizer", {})
-    kind = _choose(reader, section, {"Adam": {}, "AdamW": {}}, "Adam", "optimizer")
-    optimizer = reader.section(section, OPTIMIZER, "optimizer")
-    optimizer.setdefault("weight_decay", 1e-3 if kind == "AdamW" else 0.0)
-    return optimizer
+    _choose(reader, section, {"Adam": {}, "AdamW": {}}, "Adam", "optimizer")
+    return reader.section(section, OPTIMIZER, "optimizer")
 
 
 def _training(reader: _Reader, top: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +260,20 @@ def _training(reader: _Reader, top: dict[str, Any]) -> dict[str, Any]:
         if section is not None:
             training[name] = reader.section(section, DATA, f"training.{name}")
     validating = reader.section(top.get("validating", {}), VALIDATING, "validating")
-    if validating.get("full_validation"):
+    average = validating.get("ema_full_validation") and training.get("enable_ema")
+    if validating.get("full_validation") or average:
         training["valid_freq"] = validating["validation_freq"]
+    ratio = training.pop("ckpt_keep_ratio", None)
+    if ratio is not None:
+        training["max_ckpt_keep"] = _checkpoints(reader, training, ratio)
     return training
+
+
+def _checkpoints(reader: _Reader, training: dict[str, Any], ratio: Any) -> Any:
+    """Turn the fraction of all checkpoints of a run into a number."""
+    try:
+        count = math.ceil(training["numb_steps"] / training["save_freq"])
+        return math.ceil(ratio * count)
+    except (KeyError, ZeroDivisionError):
+        reader.mistakes.append("training.ckpt_keep_ratio: needs numb_steps; give max_ckpt_keep")
+        return None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpa_core.config import TrainConfig
 from dpa_core.deepmd_input import convert
 from dpa_core.errors import ConfigError
+from tests.config.deepmd_inputs import INPUTS, TENSORFLOW, VERSION_1, VERSION_31
 
 RECORD = json.loads((Path(__file__).parents[1] / "reference" / "deepmd.json").read_text())
 # The water example that DeePMD-kit's documentation of DPA-1 starts from.
@@ -101,8 +105,6 @@ def test_defaults_are_deepmds(case: dict) -> None:
                 assert mine[key] == expected, key
                 compared += 1
     assert compared > 45
-    optimizer = normal.get("optimizer", {"type": "Adam", "weight_decay": 0.0})
-    assert ours["optimizer"]["weight_decay"] == optimizer["weight_decay"]
 
 
 def test_se_atten_v2_is_smooth_strip() -> None:
@@ -132,6 +134,46 @@ def test_aliases() -> None:
     )
 
 
+def test_version_1() -> None:
+    config = convert(VERSION_1)
+    assert config.model.descriptor.type == "se_e2_a"
+    assert config.training.training_data.systems == ("../data",)
+    assert config.training.numb_steps == 1_000_000
+    assert config.learning_rate.decay_rate is None
+    assert config.learning_rate.stop_lr == pytest.approx(0.005 * 0.95**200)
+
+
+def test_version_31_has_optimizer_and_warmup_in_training() -> None:
+    config = convert(VERSION_31)
+    assert (config.optimizer.type, config.optimizer.beta1) == ("AdamW", 0.8)
+    assert config.optimizer.weight_decay == 0.01
+    assert config.learning_rate.warmup_steps == 20
+    assert config.training.gradient_max_norm == 5.0
+
+
+def test_tensorflows_type_embedding() -> None:
+    assert convert(TENSORFLOW).model.descriptor.tebd_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"neuron": [4, 8]}, r"type_embedding\.neuron: the type embedding has one layer"),
+        ({"resnet_dt": True}, r"type_embedding\.resnet_dt: True is not supported"),
+        ({"activation_function": "relu"}, r"type_embedding\.activation_function: 'relu'"),
+        ({"trainable": False}, r"type_embedding\.trainable: .*freeze the descriptor"),
+        ({"neurons": [8]}, r"type_embedding\.neurons: unknown key.*'neuron'"),
+    ],
+)
+def test_other_type_embeddings_are_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert(changed("model.type_embedding", section))
+    data = changed("model.descriptor", {"type": "se_e2_a"})
+    data["model"]["type_embedding"] = {}
+    with pytest.raises(ConfigError, match="se_e2_a has none in dpaflow"):
+        convert(data)
+
+
 def test_derived_values() -> None:
     rate = {"start_lr": 0.002, "stop_lr_ratio": 0.01, "warmup_ratio": 0.1}
     config = convert(changed("learning_rate", rate))
@@ -143,6 +185,12 @@ def test_derived_values() -> None:
     assert convert(preset).model.preset_out_bias == {"H": -3.1}
     listed = changed("model.fitting_net.trainable", [True, False, False, False])
     assert not convert(listed).model.fitting_net.trainable
+    ratio = changed("training.ckpt_keep_ratio", 0.001)
+    assert convert(ratio).training.max_ckpt_keep == 10
+    ema = changed("validating", {"ema_full_validation": True, "validation_freq": 70})
+    assert convert(ema).training.valid_freq == 1000
+    ema["training"]["enable_ema"] = True
+    assert convert(ema).training.valid_freq == 70
     full = changed("validating", {"full_validation": True, "validation_freq": 70})
     assert convert(full).training.valid_freq == 70
 
@@ -169,11 +217,14 @@ def test_batch_size(given: Any, expected: Any) -> None:
         ("model.spin", {"use_spin": [True]}, r"model\.spin: .* is not supported"),
         ("model.shared_dict", {}, r"model\.shared_dict"),
         ("loss.start_pref_pf", 1.0, r"loss\.start_pref_pf: 1\.0 is not supported"),
-        ("loss.relative_f", 1.0, r"loss\.relative_f"),
+        ("loss.relative_f", -1.0, r"loss\.relative_f: .*greater than 0"),
         ("optimizer", {"type": "LKF"}, r"optimizer\.type: 'LKF'.*Adam, AdamW"),
         ("training.zero_stage", 2, r"training\.zero_stage"),
         ("training.training_data.batch_size", "max:64", r'batch_size: allowed.*"auto:N"'),
-        ("training.training_data.sys_probs", [0.5], "sys_probs"),
+        ("training.training_data.batch_size", "mix:64", r'batch_size: allowed.*"auto:N"'),
+        ("training.training_data.sys_probs", [0.5], r"sys_probs: .*list a system twice"),
+        ("training.ckpt_keep_ratio", "x", "ckpt_keep_ratio: must be a number"),
+        ("training.change_bias_after_training", True, "run dpaflow model change-bias"),
         ("learning_rate", {"stop_lr": 1e-8}, r"learning_rate\.start_lr: missing"),
         ("learning_rate", {"start_lr": 1.0}, "exactly one of stop_lr and stop_lr_ratio"),
         ("nvnmd", {"enable": True}, "nvnmd: .* is not supported"),
@@ -197,3 +248,22 @@ def test_all_mistakes_at_once() -> None:
 def test_result_is_a_plain_config() -> None:
     config = convert(WATER)
     assert TrainConfig.model_validate(config.model_dump()) == config
+
+
+JUNK = st.sampled_from([None, True, 0, -1, 1e400, "x", "1", [], [None], {}, {"a": {}}, [[1]]])
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_junk_is_a_config_error(data: st.DataObject) -> None:
+    """Whatever stands in a file, either it is converted or the message is ours."""
+    document = json.loads(json.dumps(data.draw(st.sampled_from(INPUTS))))
+    place = document
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(JUNK)
+    with contextlib.suppress(ConfigError):
+        convert(document)
