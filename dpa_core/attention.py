@@ -25,6 +25,8 @@ from dpa_core.config import DPA1Config
 
 # DeePMD's shift of the smooth logits: empty slots weigh exp(-20).
 SHIFT = 20.0
+# Smallest squared norm that q, k and v are divided by, in DeePMD's two backends.
+FLOOR = {"pytorch": 1e-24, "tensorflow": 1e-12}
 
 
 class Gate(NamedTuple):
@@ -56,6 +58,7 @@ class GatedAttentionLayer(nn.Module):
         width, hidden = config.neuron[-1], config.attn
         self.smooth = config.smooth_type_embedding
         self.normalize = config.normalize
+        self.floor = FLOOR[config.convention]
         self.scale = (
             (hidden * config.scaling_factor) ** -0.5
             if config.temperature is None
@@ -77,8 +80,8 @@ class GatedAttentionLayer(nn.Module):
         qkv = F.linear(g, self.in_weight.T, self.in_bias).view(n, m, 3, -1)
         factor = qkv.new_tensor([self.scale, 1.0, 1.0])[:, None]
         if self.normalize:
-            # 1 / max(|x|, 1e-12), written so that both derivatives stay cheap.
-            factor = factor * qkv.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
+            # 1 / max(|x|, sqrt(floor)), written so that both derivatives stay cheap.
+            factor = factor * qkv.square().sum(-1, keepdim=True).clamp(min=self.floor).rsqrt()
         if self.smooth:
             factor = factor * gate.sw[..., None, None]
         # Scale, norm and switch of q, k and v in one pass over memory.

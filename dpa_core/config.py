@@ -15,6 +15,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from dpa_core.errors import ConfigError
 
 Precision = Literal["float32", "float64"]
+# Whose formulas: DeePMD-kit's PyTorch and TensorFlow backends differ in details.
+Convention = Literal["pytorch", "tensorflow"]
 
 
 ACTIVATIONS = (
@@ -73,6 +75,8 @@ class _Descriptor(Config):
     """False freezes the descriptor."""
     seed: int | None = None
     """Seed of the initial weights; the training seed when None."""
+    convention: Convention = "pytorch"
+    """DeePMD-kit's backend whose formulas hold; tensorflow for models read from its graphs."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> _Descriptor:
@@ -160,6 +164,8 @@ class FittingConfig(Config):
     """False freezes the fitting net."""
     seed: int | None = None
     """Seed of the initial weights; the training seed when None."""
+    convention: Convention = "pytorch"
+    """See the descriptor's. tensorflow: skips only where hidden widths are equal."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> FittingConfig:

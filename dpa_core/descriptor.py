@@ -59,6 +59,8 @@ class _Descriptor(nn.Module):
     davg: Tensor
     dstd: Tensor
     allowed: Tensor
+    # Trailing numbers of the descriptor that are the centre's type and nothing else.
+    dim_type = 0
 
     def __init__(self, config: DPA1Config | SeE2AConfig, ntypes: int) -> None:
         super().__init__()
@@ -75,14 +77,14 @@ class _Descriptor(nn.Module):
         allowed = pair_filter(config.exclude_types, ntypes)
         self.register_buffer("allowed", allowed, persistent=False)
         self.dtype = getattr(torch, config.precision)
+        # Where the switch ends and where it starts.
+        self.radii = (config.rcut, config.rcut_smth)
 
     def _geometry(
         self, vectors: Tensor, env: Environment, config: DPA1Config | SeE2AConfig
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalised rows (N, M, 4), switch, directions and the mask of unexcluded slots."""
-        rows, sw, direction = env_rows(
-            vectors, env.mask, config.rcut, config.rcut_smth, config.env_protection
-        )
+        rows, sw, direction = env_rows(vectors, env.mask, *self.radii, config.env_protection)
         rows = (rows - self.davg[env.atype, None]) / self.dstd[env.atype, None]
         mask = env.mask
         if config.exclude_types:
@@ -132,6 +134,7 @@ class DPA1Descriptor(_Descriptor):
         self.attention = GatedAttention(config, generator)
         self.dim_out = config.neuron[-1] * config.axis_neuron
         if config.concat_output_tebd:
+            self.dim_type = tebd
             self.dim_out += tebd
         self.to(self.dtype)
         for name in ("davg", "dstd"):
@@ -146,8 +149,8 @@ class DPA1Descriptor(_Descriptor):
         rest = self.nnei - env.mask.shape[1]
         if rest > 0:
             vectors, env = _append_empty_column(vectors, env)
+        types, env = self._types(env)
         rows, sw, direction, mask = self._geometry(vectors, env, config)
-        types = self.type_embedding()
         g = self._embed(rows[..., :1], sw, types, env)
         if config.attn_layer:
             cosines = direction @ direction.mT if config.attn_dotr else None
@@ -161,11 +164,15 @@ class DPA1Descriptor(_Descriptor):
             d = torch.cat([d, types[env.atype]], dim=-1)
         return d
 
+    def _types(self, env: Environment) -> tuple[Tensor, Environment]:
+        """Table of type embeddings, and the types of slots as rows of it."""
+        return self.type_embedding(), env
+
     def _embed(self, s: Tensor, sw: Tensor, types: Tensor, env: Environment) -> Tensor:
         """Embedding net on [s, T_j, T_i] (concat), or N(s) g_t + N(s) (strip)."""
         if self.embedding_strip is None:
             return self._embed_concat(s, types, env)
-        ntypes = self.ntypes
+        ntypes = len(types)
         pairs = types
         if not self.config.type_one_side:
             neighbor = types.expand(ntypes, ntypes, -1)
@@ -244,13 +251,17 @@ class SeE2ADescriptor(_Descriptor):
             return neighbor.expand(torch.broadcast_shapes(centre.shape, neighbor.shape))
         return centre + self.ntypes * neighbor
 
-    def _empty_slots(self, env: Environment) -> Tensor:
-        """Return what the empty slots of every type's block add to RᵀG, (N, 4, C)."""
-        types = torch.arange(self.ntypes, device=env.atype.device)
+    def _empty_counts(self, env: Environment) -> Tensor:
+        """How many slots of every type's block are empty, (N, ntypes)."""
         occupied = torch.stack(
             [(env.mask & (env.neighbor_type == t)).sum(-1) for t in range(self.ntypes)], dim=-1
         )
-        empty = (torch.tensor(self.sel, device=env.atype.device) - occupied).to(self.dtype)
+        return torch.tensor(self.sel, device=env.atype.device) - occupied
+
+    def _empty_slots(self, env: Environment) -> Tensor:
+        """Return what the empty slots of every type's block add to RᵀG, (N, 4, C)."""
+        types = torch.arange(self.ntypes, device=env.atype.device)
+        empty = self._empty_counts(env).to(self.dtype)
         pad_rows = (-self.davg / self.dstd).to(self.dtype)
         s = pad_rows[:, None, :1].expand(-1, self.ntypes, -1).contiguous()
         g_pad = apply_by_type(self.embedding, s, self._net_index(types[:, None], types[None]))
@@ -265,6 +276,10 @@ def build_descriptor(
     config: DPA1Config | SeE2AConfig, type_map: tuple[str, ...], generator: torch.Generator
 ) -> Descriptor:
     """Make the descriptor a configuration asks for."""
+    if config.convention == "tensorflow":
+        from dpa_core.tensorflow import build_tensorflow_descriptor
+
+        return build_tensorflow_descriptor(config, type_map, generator)
     if isinstance(config, SeE2AConfig):
         return SeE2ADescriptor(config, type_map, generator)
     return DPA1Descriptor(config, type_map, generator)

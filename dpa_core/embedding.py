@@ -97,6 +97,8 @@ class ResidualNet(nn.Module):
         Input width and the widths of the layers.
     linear_out
         If given, a last linear layer of this width without skip or activation.
+    equal_skips
+        Skip connections only between two layers of equal width (fitting nets of TensorFlow).
     """
 
     def __init__(
@@ -107,12 +109,18 @@ class ResidualNet(nn.Module):
         resnet_dt: bool,
         generator: torch.Generator,
         linear_out: int | None = None,
+        *,
+        equal_skips: bool = False,
     ) -> None:
         super().__init__()
         ins = [width_in, *widths]
         layers = [
-            ResidualLayer(i, o, activation_function, resnet_dt, generator) for i, o in pairwise(ins)
-        ]
+            ResidualLayer(
+                i, o, activation_function, resnet_dt, generator,
+                skip=not equal_skips or (k > 0 and i == o),
+            )
+            for k, (i, o) in enumerate(pairwise(ins))
+        ]  # fmt: skip
         if linear_out is not None:
             layers.append(
                 ResidualLayer(

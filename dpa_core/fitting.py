@@ -13,7 +13,8 @@ from dpa_core.embedding import ResidualNet
 class EnergyFitting(nn.Module):
     """One net for all types (`mixed_types`) or one per type.
 
-    Input order is [descriptor | fparam | aparam], the parameters standardised.
+    Input order is [descriptor | fparam | aparam], the parameters standardised. The last
+    `dim_type` numbers of the descriptor are the type's own; they belong to an atom in vacuum.
     """
 
     bias_atom_e: Tensor
@@ -29,16 +30,20 @@ class EnergyFitting(nn.Module):
         dim_descriptor: int,
         mixed_types: bool,
         generator: torch.Generator,
+        dim_type: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
         self.dtype = getattr(torch, config.precision)
         self.mixed_types = mixed_types
+        tensorflow = config.convention == "tensorflow"
+        # DeePMD (PT) sets the type's numbers to zero as well, TF does not.
+        self.vacuum_width = dim_descriptor - (dim_type if tensorflow else 0)
         width = dim_descriptor + config.numb_fparam + config.numb_aparam
         self.nets = nn.ModuleList(
             ResidualNet(
                 width, config.neuron, config.activation_function, config.resnet_dt, generator,
-                linear_out=1,
+                linear_out=1, equal_skips=tensorflow,
             )
             for _ in range(1 if mixed_types else ntypes)
         )  # fmt: skip
@@ -67,8 +72,10 @@ class EnergyFitting(nn.Module):
         energy = self._net(torch.cat([d, *parameters], -1), atype)
         vacuum = self._vacuum_types(d.device)
         if vacuum is not None:
-            # DeePMD (PT): a non-null atom_ener subtracts the net's answer to D = 0.
-            zero = self._net(torch.cat([torch.zeros_like(d), *parameters], -1), atype)
+            # DeePMD: a non-null atom_ener subtracts the net's answer to D = 0.
+            nothing = torch.zeros_like(d[:, : self.vacuum_width])
+            kept = d[:, self.vacuum_width :]
+            zero = self._net(torch.cat([nothing, kept, *parameters], -1), atype)
             energy = energy - torch.where(vacuum[atype], zero, torch.zeros_like(zero))
         return energy.double() + self.bias_atom_e[atype]
 

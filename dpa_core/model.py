@@ -85,6 +85,7 @@ class Potential(nn.Module):
                 self.descriptor.dim_out,
                 self.descriptor.mixed_types,
                 random,
+                self.descriptor.dim_type,
             )
             for _ in range(config.heads)
         )
