@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dpa_core.model import Potential
 
 AGAIN = "copy or train it again"
+# Tables of pairs of types are made whole.
+_MOST_TYPES = 2000
 
 
 class Content(NamedTuple):
@@ -51,7 +53,7 @@ def build(content: Content, path: str | Path) -> Potential:
         If the tensors do not fit the configuration exactly or are not finite.
     """
     config, tensors, provenance = content
-    _check_widths(config, sum(t.numel() for t in tensors.values()), path)
+    _check_widths(config, tensors, path)
     try:
         model = build_model(config)
     except ConfigError as error:
@@ -93,28 +95,34 @@ def _numbers(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _check_widths(config: ModelConfig, elements: int, path: str | Path) -> None:
+def _check_widths(config: ModelConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Refuse networks larger than the file before any memory is asked for them."""
     descriptor, fitting = config.descriptor, config.fitting_net
-    chains = [descriptor.neuron, (descriptor.neuron[-1] * descriptor.axis_neuron,), fitting.neuron]
+    ntypes, numbers = len(config.type_map), sum(t.numel() for t in tensors.values())
+    mixed = isinstance(descriptor, DPA1Config)
+    nets = 1 if mixed else ntypes ** (1 if descriptor.type_one_side else 2)
+    fits = config.heads * (1 if mixed else ntypes)
+    # How often, and the widths of layers that follow each other.
+    chains = [
+        (nets, descriptor.neuron),
+        (fits, (descriptor.neuron[-1] * descriptor.axis_neuron, *fitting.neuron, 1)),
+    ]
+    layers = nets * len(descriptor.neuron) + fits * (len(fitting.neuron) + 1)
     if isinstance(descriptor, DPA1Config):
-        chains.append((descriptor.tebd_dim,))
-        if descriptor.attn_layer:
-            chains.append((descriptor.neuron[-1], 3 * descriptor.attn))
-            chains.append((descriptor.attn_layer,))
-    for chain in chains:
-        products = [a * b for a, b in pairwise(chain)]
-        if max([*chain, *products]) > elements:
-            raise ModelFileError(
-                f"{path}: the header describes layers of widths {list(chain)}, but the file "
-                f"holds only {elements} numbers; {AGAIN}"
-            )
-    layers = [a * b for a, b in pairwise(fitting.neuron)]
-    if config.heads * max([1, *fitting.neuron, *layers]) > elements:
+        chains.append((1, (ntypes, descriptor.tebd_dim)))
+        chains.append((descriptor.attn_layer, (descriptor.neuron[-1], 3 * descriptor.attn)))
+        layers += descriptor.attn_layer
+    if layers > len(tensors) or ntypes > _MOST_TYPES:
         raise ModelFileError(
-            f"{path}: the header describes {config.heads} fitting nets of widths "
-            f"{list(fitting.neuron)}, but the file holds only {elements} numbers; {AGAIN}"
+            f"{path}: the header describes {layers} layers for {ntypes} elements, but the file "
+            f"holds only {len(tensors)} tensors; {AGAIN}"
         )
+    for count, chain in chains:
+        if count * sum(a * b for a, b in pairwise(chain)) > numbers:
+            raise ModelFileError(
+                f"{path}: the header describes {count} nets of widths {list(chain)}, but the file "
+                f"holds only {numbers} numbers; {AGAIN}"
+            )
 
 
 def _check_tensors(

@@ -15,6 +15,7 @@ import numpy as np
 
 from dpa_core.errors import ModelFileError
 from dpa_core.interchange.atomic import replaced
+from dpa_core.interchange.bounded import parse_json
 from dpa_core.interchange.content import AGAIN, Content
 
 if TYPE_CHECKING:
@@ -33,56 +34,63 @@ def read(path: Path, name: str | None = None) -> Content:
 
     refuse_name(path, name)
     try:
-        with h5py.File(path, "r") as file:
-            data = json.loads(_text(file, path))
-            data = _with_arrays(data, file, path, path.stat().st_size, inside=False)
-    except ModelFileError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"{path}: damaged, cannot be read: {error}; {AGAIN}") from error
+        with h5py.File(path, "r", locking=False) as file:
+            data = _Arrays(file, path).into(parse_json(_text(file, path)))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{path}: damaged, cannot be read: {reason}; {AGAIN}") from error
     return content_of(data, path)
 
 
-def _text(file: h5py.File, path: Path) -> str:
+def _text(file: h5py.File, path: Path) -> str | bytes:
     if "json" not in file.attrs:
         raise ModelFileError(f"{path}: an HDF5 file, but not a model: it has no attribute 'json'")
+    attribute = file.attrs.get_id("json")
+    # Memory is asked for what an attribute claims, not for what the file has.
+    if attribute.shape != () or attribute.dtype.itemsize > path.stat().st_size:
+        raise ModelFileError(f"{path}: the attribute 'json' is no text; {AGAIN}")
     text = file.attrs["json"]
     if not isinstance(text, str | bytes):
         raise ModelFileError(f"{path}: the attribute 'json' is no text; {AGAIN}")
-    return text if isinstance(text, str) else text.decode()
+    return text
 
 
-def _with_arrays(data: Any, file: h5py.File, path: Path, size: int, *, inside: bool) -> Any:
-    """Replace names of data sets by what they hold."""
-    if isinstance(data, dict):
-        return {
-            k: _with_arrays(v, file, path, size, inside=inside or k == "@variables")
-            for k, v in data.items()
-        }
-    if isinstance(data, list):
-        return [_with_arrays(v, file, path, size, inside=inside) for v in data]
-    if not inside or data is None:
-        return data
-    if not isinstance(data, str):
-        return np.asarray(data)
-    return _array(file, data, path, size)
+class _Arrays:
+    """Puts arrays where the dictionary names their data sets."""
 
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self._file, self._path = file, path
+        self._left = path.stat().st_size
 
-def _array(file: h5py.File, name: str, path: Path, size: int) -> np.ndarray:
-    key = name.lstrip("/")
-    if "/" in key or not isinstance(file.get(key, getlink=True), h5py.HardLink):
-        raise ModelFileError(f"{path}: data set {name!r} is missing or lies elsewhere; {AGAIN}")
-    data = file[key]
-    if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
-        raise ModelFileError(f"{path}: {name!r} is not an array of this file; {AGAIN}")
-    if data.nbytes > size:
-        raise ModelFileError(
-            f"{path}: data set {name!r} claims {data.nbytes:,} bytes, the file has {size:,}; "
-            f"{AGAIN}"
-        )
-    if data.dtype.kind not in "fiub":
-        raise ModelFileError(f"{path}: data set {name!r} holds {data.dtype}, not numbers; {AGAIN}")
-    return np.asarray(data[()])
+    def into(self, data: Any, inside: bool = False) -> Any:
+        """Replace the names, which stand inside `@variables` only."""
+        if isinstance(data, dict):
+            return {k: self.into(v, inside or k == "@variables") for k, v in data.items()}
+        if isinstance(data, list):
+            return [self.into(v, inside) for v in data]
+        if not inside or data is None:
+            return data
+        return self._array(data) if isinstance(data, str) else np.asarray(data)
+
+    def _array(self, name: str) -> np.ndarray:
+        key = name.lstrip("/")
+        if "/" in key or not isinstance(self._file.get(key, getlink=True), h5py.HardLink):
+            raise self._error(name, "is missing or lies elsewhere")
+        data = self._file[key]
+        if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
+            raise self._error(name, "is not an array of this file")
+        if data.dtype.kind not in "fiub":
+            raise self._error(name, f"holds {data.dtype}, not numbers")
+        if data.chunks is not None or data.id.get_storage_size() != data.nbytes:
+            raise self._error(name, "is compressed, in pieces or not all there")
+        # A data set may be named many times, each time it is read anew.
+        self._left -= data.nbytes
+        if self._left < 0:
+            raise self._error(name, f"claims {data.nbytes:,} bytes, which the file does not have")
+        return np.asarray(data[()])
+
+    def _error(self, name: str, what: str) -> ModelFileError:
+        return ModelFileError(f"{self._path}: data set {name[:80]!r} {what}; {AGAIN}")
 
 
 def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None) -> Path:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dpa_core.errors import ConfigError, ModelFileError
 from dpa_core.interchange.atomic import replaced
+from dpa_core.interchange.bounded import check_plain
 from dpa_core.interchange.content import AGAIN, Content, with_own_note
 from dpa_core.interchange.deepmd_names import Names, to_theirs
 from dpa_core.interchange.deepmd_state import content_of_state
-from dpa_core.interchange.torch_archive import load_checkpoint
+from dpa_core.interchange.torch_archive import load_archive
 
 if TYPE_CHECKING:
     from dpa_core.model import Potential
@@ -34,7 +35,7 @@ def read(path: Path, name: str | None = None) -> Content:
     ModelFileError
         If the file is damaged, the branch is not clear, or the model cannot be represented.
     """
-    data = load_checkpoint(path)
+    data = load_archive(path)
     data = data if isinstance(data, dict) else {}
     state = data.get("model", data)
     state = state if isinstance(state, dict) else {}
@@ -44,16 +45,22 @@ def read(path: Path, name: str | None = None) -> Content:
             f"{path}: a file of torch, but no checkpoint of DeePMD-kit: model/_extra_state has no "
             "model_params"
         )
+    note = data.get("dpaflow")
+    try:
+        check_plain([extra["model_params"], note])
+    except ValueError as error:
+        raise ModelFileError(f"{path}: model_params is damaged: {error}; {AGAIN}") from error
     section, branch = _branch(extra["model_params"], name, path)
     prefix = f"model.{branch}."
-    tensors = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    tensors = {k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)}
     infos = extra.get("train_infos")
     step = infos.get("step") if isinstance(infos, dict) else None
+    step = step if isinstance(step, int) else None
     origin = {"file": path.name, "backend": "PyTorch", "step": step}
     if branch != _SINGLE:
         origin["branch"] = branch
     content = content_of_state(section, tensors, origin, path)
-    return with_own_note(content, data.get("dpaflow"))
+    return with_own_note(content, note)
 
 
 def _branch(params: dict[str, Any], name: str | None, path: Path) -> tuple[dict[str, Any], str]:
@@ -65,22 +72,23 @@ def _branch(params: dict[str, Any], name: str | None, path: Path) -> tuple[dict[
         return params, _SINGLE
     if not isinstance(branches, dict) or not branches:
         raise ModelFileError(f"{path}: model_params.model_dict names no branch; {AGAIN}")
+    if not all(isinstance(k, str) and isinstance(v, dict) for k, v in branches.items()):
+        raise ModelFileError(f"{path}: a branch in model_params.model_dict is damaged; {AGAIN}")
     if name is None and len(branches) == 1:
         (name,) = branches
-    if name not in branches:
-        aliases = {
-            alias: branch
-            for branch, section in branches.items()
-            for alias in section.get("model_branch_alias") or []
-        }
-        if name not in aliases:
+    if name is None or name not in branches:
+        aliases: dict[str, str] = {}
+        for branch, section in branches.items():
+            names = section.get("model_branch_alias")
+            aliases |= {str(a): branch for a in names} if isinstance(names, list) else {}
+        if name is None or name not in aliases:
             asked = "which one is not said" if name is None else f"none is called {name!r}"
             raise ModelFileError(
                 f"{path}: a multi-task checkpoint with branches {', '.join(sorted(branches))}; "
                 f"{asked}: give {path.name}#BRANCH"
             )
         name = aliases[name]
-    return branches[name], str(name)
+    return branches[name], name
 
 
 def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None) -> Path:

@@ -46,9 +46,8 @@ def content_of_state(
         raise ModelFileError(f"{path}: cannot be represented: {error}") from error
     names = Names(config.descriptor.type == "dpa1", "torch")
     tensors = _empty_parameters(config)
+    _check_sizes(state, path)
     for name, value in _without_copies(state, path).items():
-        if not isinstance(value, Tensor) or value.numel() * value.itemsize > path.stat().st_size:
-            raise ModelFileError(f"{path}: {name} is not a tensor of this file; {AGAIN}")
         if _COMPRESSED.fullmatch(name):
             if value.numel():
                 raise ModelFileError(
@@ -65,10 +64,26 @@ def content_of_state(
             tensors[ours] = to_ours(ours, value, config)
         except ValueError as error:
             raise ModelFileError(f"{path}: {name} {error}") from error
-    observed = section.get("info") or {}
-    if isinstance(observed, dict) and observed.get("observed_type"):
-        origin = origin | {"observed_type": sorted(observed["observed_type"])}
+    info = section.get("info")
+    observed = info.get("observed_type") if isinstance(info, dict) else None
+    if isinstance(observed, list) and observed:
+        origin = origin | {"observed_type": sorted(str(element) for element in observed)}
     return Content(config, tensors, {"origin": origin})
+
+
+def _check_sizes(state: Mapping[str, Any], path: Path) -> None:
+    """Check that all are tensors, which together are no larger than the file.
+
+    Views of one record under many names would become copies when their layout changes. Both
+    copies of a network may be one record, so a file may count twice.
+    """
+    left = 2 * path.stat().st_size
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ModelFileError(f"{path}: {name} is not a tensor; {AGAIN}")
+        left -= value.numel() * value.itemsize
+    if left < 0:
+        raise ModelFileError(f"{path}: its tensors are larger than the file; {AGAIN}")
 
 
 def _without_copies(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -76,13 +91,11 @@ def _without_copies(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in state.items():
         single = name.replace("._networks.", ".networks.")
-        if single in result and isinstance(value, Tensor):
-            other = result[single]
-            if not isinstance(other, Tensor) or not torch.equal(other, value):
-                raise ModelFileError(
-                    f"{path}: the two copies of {single} differ, so it is not clear which is "
-                    f"meant; {AGAIN}"
-                )
+        if single in result and not torch.equal(result[single], value):
+            raise ModelFileError(
+                f"{path}: the two copies of {single} differ, so it is not clear which is "
+                f"meant; {AGAIN}"
+            )
         result[single] = value
     return result
 

@@ -7,7 +7,10 @@ names one.
 
 from __future__ import annotations
 
-import zipfile
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,7 @@ FORMATS = {
 }
 WRITABLE = {".safetensors": "native", ".dp": "dp", ".yaml": "yaml", ".yml": "yaml", ".pt": "pt"}
 _HEAD = 4096
+_LONGEST_MESSAGE = 2000
 
 
 def load_model(path: str | Path) -> Potential:
@@ -50,14 +54,17 @@ def load_model(path: str | Path) -> Potential:
         If the file is missing, damaged, of an unknown format or version, or holds something
         that cannot be represented exactly.
     """
-    return build(read_content(path), path)
+    content = read_content(path)
+    with _short_messages():
+        return build(content, path)
 
 
 def read_content(path: str | Path) -> Content:
     """Do as `load_model`, but do not build the model."""
     file, name = split_name(path)
     kind = detect_format(file)
-    content: Content = _module(kind).read(file, name)
+    with _short_messages():
+        content: Content = _module(kind).read(file, name)
     origin = content.provenance.get("origin")
     if kind == "native" or not isinstance(origin, dict) or "format" in origin:
         return content
@@ -76,7 +83,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
     file = split_name(path)[0]
     kind = detect_format(file)
     if kind == "native":
-        return _module(kind).read_native_header(file)
+        with _short_messages():
+            return _module(kind).read_native_header(file)
     content = read_content(path)
     return {
         "format": FORMATS[kind][0],
@@ -124,7 +132,7 @@ def save_model(
 def split_name(path: str | Path) -> tuple[Path, str | None]:
     """`FILE#NAME` -> file and name; a file that is really called so comes first."""
     text = str(path)
-    if "#" not in text or Path(text).exists():
+    if "#" not in text or os.path.exists(text):  # noqa: PTH110  (no error for impossible names)
         return Path(text), None
     file, _, name = text.rpartition("#")
     return Path(file), name
@@ -138,17 +146,23 @@ def detect_format(path: Path) -> str:
     ModelFileError
         If there is no such file or it is none of `FORMATS`.
     """
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file")
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+            raise ModelFileError(f"{path}: {what}, not a model file; give a file")
         with path.open("rb") as file:
             head = file.read(_HEAD)
-        kind = _kind(head, path)
-    except OSError as error:
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such model file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise ModelFileError(f"{path}: cannot be read: {error}") from error
+    if not head:
+        raise ModelFileError(f"{path}: an empty file, not a model; {AGAIN}")
+    kind = _kind(head, path)
     if kind is None:
         raise ModelFileError(
-            f"{path}: not a model file, or damaged from the start ({len(head) and head[:8]!r}); "
+            f"{path}: not a model file, or damaged from the start ({head[:8]!r}); "
             f"readable are: {'; '.join(text for text, _ in FORMATS.values())}"
         )
     return kind
@@ -158,7 +172,9 @@ def _kind(head: bytes, path: Path) -> str | None:
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "dp"
     if head.startswith(b"PK\x03\x04"):
-        return "pth" if _holds_code(path) else "pt"
+        from dpa_core.interchange.torch_archive import holds_code
+
+        return "pth" if holds_code(path) else "pt"
     if head[8:9] == b"{":
         return "native"
     if _looks_like_graph(head):
@@ -169,18 +185,21 @@ def _kind(head: bytes, path: Path) -> str | None:
     return None
 
 
-def _holds_code(path: Path) -> bool:
-    """Whether a zip archive is TorchScript: it has a folder `code` beside `data.pkl`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ModelFileError(f"{path}: a damaged zip archive: {error}; {AGAIN}") from error
-
-
 def _looks_like_graph(head: bytes) -> bool:
     """Whether this starts as a protobuf GraphDef: field 1 (a node), its field 1 (a name)."""
     return head[:1] == b"\n" and any(head[k : k + 1] == b"\n" for k in range(2, 5))
+
+
+@contextmanager
+def _short_messages() -> Iterator[None]:
+    """Cut messages that quote a file at length."""
+    try:
+        yield
+    except ModelFileError as error:
+        text = str(error)
+        if len(text) <= _LONGEST_MESSAGE:
+            raise
+        raise ModelFileError(f"{text[:_LONGEST_MESSAGE]} ...") from error
 
 
 def _module(kind: str) -> Any:

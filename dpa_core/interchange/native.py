@@ -16,6 +16,7 @@ import safetensors.torch
 from dpa_core.config import ModelConfig, parse_config
 from dpa_core.errors import ConfigError, ModelFileError
 from dpa_core.interchange.atomic import replaced
+from dpa_core.interchange.bounded import parse_json
 from dpa_core.interchange.content import AGAIN, Content
 
 if TYPE_CHECKING:
@@ -100,8 +101,6 @@ def read_native_header(path: str | Path) -> dict[str, Any]:
         As `read`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -120,8 +119,10 @@ def read_native_header(path: str | Path) -> dict[str, Any]:
             f"{VERSION}. Use the dpaflow that wrote the file, or a newer one"
         )
     try:
-        config, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
+        config, provenance = (parse_json(metadata[key]) for key in ("config", "provenance"))
         type_map = list(config["type_map"])
+        if not isinstance(provenance, dict):
+            raise TypeError("provenance is not a mapping")
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: the header is damaged: {error!r}; {AGAIN}") from error
     return {

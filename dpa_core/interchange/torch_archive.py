@@ -1,19 +1,14 @@
 """The zip archives of `torch.save` and `torch.jit.save`, read without running anything in them.
 
-Both hold a pickle and one uncompressed record a tensor. The pickle of a checkpoint is left to
-`torch.load(weights_only=True)`. A TorchScript archive, which torch can only load by compiling
-its code, is read here: classes become inert containers of attributes, and only what rebuilds
-tensors and plain values is ever called. Both pickles are checked before.
+Both hold a pickle and one uncompressed record a tensor. torch can load a TorchScript archive only
+by compiling its code, so both are read here; see `pickled.py`.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,18 +18,10 @@ from torch import Tensor
 
 from dpa_core.errors import ModelFileError
 from dpa_core.interchange.content import AGAIN
+from dpa_core.interchange.pickled import Name, Object, PickleError, Unpickler
 
 _LARGEST_PICKLE = 64 << 20
-_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
-# Everything torch writes; what calls things by other ways than REDUCE and NEWOBJ is not in it.
-_OPCODES = {
-    *_PUTS, "MEMOIZE", "GET", "BINGET", "LONG_BINGET", "PROTO", "FRAME", "STOP", "MARK", "POP",
-    "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
-    "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES",
-    "BINSTRING", "SHORT_BINSTRING", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-    "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS",
-    "EMPTY_SET", "ADDITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID",
-}  # fmt: skip
+_DEEPEST, _LONGEST_NAME, _MOST_ATTRIBUTES = 20, 300, 500_000
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -43,15 +30,13 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class Module:
-    """An object of a TorchScript archive: nothing but its attributes."""
+def load_archive(path: Path) -> Any:
+    """Read what `torch.save` or `torch.jit.save` wrote, tensors on the CPU.
 
-    def __init__(self, attributes: dict[str, Any]) -> None:
-        self.attributes = attributes
-
-
-def load_checkpoint(path: Path) -> Any:
-    """Read what `torch.save` wrote, tensors on the CPU.
+    Returns
+    -------
+    Any
+        Containers, tensors, plain values; instances of TorchScript's classes as `Object`.
 
     Raises
     ------
@@ -59,50 +44,25 @@ def load_checkpoint(path: Path) -> Any:
         If the archive is damaged, or its pickle wants to do more than hold data.
     """
     with _archive(path) as archive:
-        _checked_pickle(archive, path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[-1][:200]
-        raise ModelFileError(
-            f"{path}: holds objects that are no data, and is not loaded: {reason}"
-        ) from error
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+        root = _root(archive, path)
+        raw = archive.read(f"{root}data.pkl")
+        records = _Records(archive, root)
+        try:
+            return Unpickler(raw, records.storage).load()
+        except PickleError as error:
+            raise ModelFileError(f"{path}: {error}; {AGAIN}") from error
 
 
-def load_module(path: Path) -> Module:
-    """Read the object `torch.jit.save` wrote, with its submodules, tensors and constants.
+def holds_code(path: Path) -> bool:
+    """Whether a zip archive is TorchScript: it has a folder `code` beside `data.pkl`.
 
     Raises
     ------
     ModelFileError
-        As `load_checkpoint`.
+        If the archive is damaged.
     """
     with _archive(path) as archive:
-        raw, root = _checked_pickle(archive, path)
-        try:
-            result = _Unpickler(raw, archive, root).load()
-        except pickle.UnpicklingError as error:
-            raise ModelFileError(f"{path}: {error}") from error
-        except _DAMAGE as error:
-            raise _damaged(path, error) from error
-    if not isinstance(result, Module):
-        raise ModelFileError(f"{path}: holds no model; {AGAIN}")
-    return result
-
-
-# What broken archives and pickles raise in the libraries that read them.
-_DAMAGE = (
-    RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError,
-    MemoryError, RecursionError, OverflowError, AssertionError, NotImplementedError,
-    zipfile.BadZipFile,
-)  # fmt: skip
-
-
-def _damaged(path: Path, error: BaseException) -> ModelFileError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return ModelFileError(f"{path}: damaged, cannot be read: {reason}; {AGAIN}")
+        return any("/code/" in name for name in archive.namelist())
 
 
 @contextmanager
@@ -110,106 +70,107 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive whose records are as large as they say and not compressed."""
     try:
         with zipfile.ZipFile(path) as archive:
-            size = path.stat().st_size
-            # TorchScript's code and debug records are compressed; they are never unpacked.
-            entries = [e for e in archive.infolist() if "/code/" not in e.filename]
-            if sum(entry.file_size for entry in entries) > size:
-                raise ModelFileError(f"{path}: unpacks to more than the file holds; not read")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ModelFileError(f"{path}: has compressed records, which torch never writes")
+            _check_entries(archive, path)
             yield archive
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    except (
+        zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error,
+        OverflowError, IndexError,
+    ) as error:  # fmt: skip
+        # NotImplementedError (an unknown compression) and UnicodeError are among these.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelFileError(
+            f"{path}: a damaged zip archive, cannot be read: {reason}; {AGAIN}"
+        ) from error
 
 
-def _checked_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[bytes, str]:
-    """Return the pickle and its folder in the archive, after a look at every instruction."""
+def _check_entries(archive: zipfile.ZipFile, path: Path) -> None:
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise ModelFileError(f"{path}: two records have one name; {AGAIN}")
+    # TorchScript's code and debug records are compressed; they are never unpacked.
+    entries = [e for e in archive.infolist() if "/code/" not in e.filename]
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ModelFileError(f"{path}: unpacks to more than the file holds; not read")
+    if any(entry.flag_bits & 1 for entry in entries):
+        raise ModelFileError(f"{path}: has encrypted records, which torch never writes")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ModelFileError(f"{path}: has compressed records, which torch never writes")
+
+
+def _root(archive: zipfile.ZipFile, path: Path) -> str:
+    """Return the folder of the pickle, which is in its root."""
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     roots = [name.removesuffix("data.pkl") for name in names if name.count("/") == 1]
     if len(roots) != 1:
         raise ModelFileError(f"{path}: a zip archive, but not one of torch: no data.pkl")
     if archive.getinfo(f"{roots[0]}data.pkl").file_size > _LARGEST_PICKLE:
         raise ModelFileError(f"{path}: data.pkl is larger than {_LARGEST_PICKLE >> 20} MiB")
-    raw = archive.read(f"{roots[0]}data.pkl")
-    for opcode, argument, _ in pickletools.genops(raw):
-        if opcode.name not in _OPCODES:
-            raise ModelFileError(f"{path}: its pickle uses {opcode.name}, which torch never writes")
-        if opcode.name in _PUTS and int(argument) > len(raw):  # type: ignore[arg-type]
-            raise ModelFileError(f"{path}: its pickle is damaged; {AGAIN}")
-    return raw, roots[0]
+    order = f"{roots[0]}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise ModelFileError(
+            f"{path}: written on a big-endian machine; load and save it with torch on another"
+        )
+    return roots[0]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickles values, tensors and inert modules; everything else is an error."""
+class _Records:
+    """Storages of an archive, each read once, however often the pickle refers to it."""
 
-    def __init__(self, raw: bytes, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(raw), encoding="utf-8")
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self._archive, self._root = archive, root
+        self._read: dict[str, Tensor] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Only what TorchScript archives need; made anew each time, so nothing can be spoilt."""
-        if module.startswith("__torch__."):
-            return _inert_class()
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        if module == "torch._utils" and name.startswith("_rebuild_tensor"):
-            return lambda *arguments: _rebuild(*arguments[:4])
-        if (module, name) == ("collections", "OrderedDict"):
-            return lambda: OrderedDict()
-        if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
-            return lambda value, *_: value
-        raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is not loaded")
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        """Read the record of a tensor's storage."""
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError("its pickle refers to something that is no tensor")
-        raw = bytearray(self._archive.read(f"{self._root}data/{key}"))
-        if len(raw) != count * dtype.itemsize:
-            raise pickle.UnpicklingError(
-                f"record data/{key} has {len(raw)} bytes, expected {count} x {dtype.itemsize}"
+    def storage(self, pid: Any) -> Tensor:
+        """Numbers of ("storage", torch.DoubleStorage, "0", "cpu", 12)."""
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
+            raise PickleError("its pickle refers to something that is no tensor")
+        _, kind, key, _, count = pid
+        if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in _DTYPES:
+            raise PickleError("its pickle has a tensor of an unknown type")
+        if not isinstance(key, str) or not isinstance(count, int):
+            raise PickleError("its pickle refers to a record that has no name or size")
+        dtype = _DTYPES[kind.name]
+        if key not in self._read:
+            self._read[key] = self._load(key, dtype)
+        found = self._read[key]
+        if found.dtype != dtype or found.numel() != count:
+            raise PickleError(
+                f"record data/{key[:40]} holds {found.numel()} {found.dtype}, its pickle says "
+                f"{count} {dtype}"
             )
+        return found
+
+    def _load(self, key: str, dtype: torch.dtype) -> Tensor:
+        name = f"{self._root}data/{key}"
+        if name not in self._archive.NameToInfo:
+            raise PickleError(f"record data/{key[:40]} is missing")
+        raw = bytearray(self._archive.read(name))
+        if len(raw) % dtype.itemsize:
+            raise PickleError(f"record data/{key[:40]} has {len(raw)} bytes, no whole {dtype}")
         return torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
 
 
-def _inert_class() -> Callable[..., Module]:
-    class Inert(Module):
-        def __init__(self) -> None:
-            super().__init__({})
+def flat_state(module: Object, path: Path) -> dict[str, Tensor]:
+    """Tensors of a module and its submodules under their dotted names.
 
-        def __setstate__(self, state: Any) -> None:
-            self.attributes = state if isinstance(state, dict) else {}
-
-    return Inert
-
-
-def _rebuild(
-    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
-) -> Tensor:
-    if len(size) != len(stride) or min([0, offset, *size, *stride]) < 0:
-        raise pickle.UnpicklingError(f"a tensor of shape {size} and stride {stride}")
-    count = 1
-    for n in size:
-        count *= n
-    if count > storage.numel():
-        raise pickle.UnpicklingError(f"a tensor of shape {size}, but {storage.numel()} numbers")
-    return storage.as_strided(size, stride, offset)
-
-
-def flat_state(module: Module) -> dict[str, Tensor]:
-    """Tensors of a module and its submodules under their dotted names."""
+    Raises
+    ------
+    ModelFileError
+        If modules contain each other.
+    """
     tensors: dict[str, Tensor] = {}
-    queue: list[tuple[str, Module]] = [("", module)]
+    queue: list[tuple[str, Object]] = [("", module)]
     seen = 0
     while queue:
         prefix, part = queue.pop()
+        seen += len(part.attributes)
+        if seen > _MOST_ATTRIBUTES or prefix.count(".") > _DEEPEST or len(prefix) > _LONGEST_NAME:
+            raise ModelFileError(f"{path}: its modules contain each other; {AGAIN}")
         for name, value in part.attributes.items():
-            seen += 1
-            if seen > 1_000_000:
-                raise ModelFileError("its modules contain each other; not a model")
+            if len(name) > _LONGEST_NAME:
+                raise ModelFileError(f"{path}: a name of {len(name)} letters; {AGAIN}")
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value
-            elif isinstance(value, Module):
+            elif isinstance(value, Object):
                 queue.append((f"{prefix}{name}.", value))
     return tensors

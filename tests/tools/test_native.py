@@ -90,9 +90,12 @@ def edit_config(path, **changes):
 DAMAGE = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "truncated"),
     "header cut": (lambda p: p.write_bytes(p.read_bytes()[:50]), "truncated"),
-    "empty": (lambda p: p.write_bytes(b""), "truncated"),
+    "empty": (lambda p: p.write_bytes(b""), "an empty file"),
     "text": (lambda p: p.write_text("hello " * 99), "not a model file"),
-    "torch file": (lambda p: torch.save({"a": torch.ones(2)}, p), "not a model file"),
+    "torch file": (
+        lambda p: torch.save({"a": torch.ones(2)}, p),
+        "no checkpoint of DeePMD-kit",
+    ),
     "foreign": (lambda p: safetensors.torch.save_file({"a": torch.ones(2)}, p), "not a dpaflow"),
     "version": (lambda p: edit(p, lambda _, m: m.update(version="7")), "version '7'"),
     "missing": (lambda p: edit(p, lambda t, _: t.pop("out_bias")), "out_bias is missing"),
@@ -108,7 +111,7 @@ DAMAGE = {
     "auto": (lambda p: edit_config(p, descriptor__sel="auto"), "unusable"),
     "huge": (lambda p: edit_config(p, fitting_net__neuron=[10**9, 10**9]), "only .* numbers"),
     "huge attn": (lambda p: edit_config(p, descriptor__attn=10**12), "only .* numbers"),
-    "many layers": (lambda p: edit_config(p, descriptor__attn_layer=10**9), "only .* numbers"),
+    "many layers": (lambda p: edit_config(p, descriptor__attn_layer=10**9), "only .* tensors"),
     "other width": (lambda p: edit_config(p, descriptor__neuron=[5, 8]), "expected"),
     "huge header": (
         lambda p: p.write_bytes(struct.pack("<Q", 2**60) + p.read_bytes()[8:]),
@@ -130,7 +133,7 @@ def test_damage_gives_one_clear_error(saved, kind):
 def test_missing_file(tmp_path):
     with pytest.raises(ModelFileError, match="no such model file"):
         load_model(tmp_path / "none.safetensors")
-    with pytest.raises(ModelFileError, match="no such model file"):
+    with pytest.raises(ModelFileError, match="a folder, not a model file"):
         load_model(tmp_path)
 
 
