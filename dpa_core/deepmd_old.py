@@ -54,9 +54,9 @@ def _take(section: dict[str, Any], keys: Any) -> dict[str, Any]:
 
 def _without_decay_rate(rate: dict[str, Any], steps: Any) -> dict[str, Any]:
     """Version 1 gave the decay, and no final learning rate."""
-    needed = (steps, rate.get("start_lr"), rate.get("decay_steps", 5000), rate["decay_rate"])
-    if not all(isinstance(value, int | float) and value > 0 for value in needed):
+    numbers = [steps, *(rate.get(key) for key in ("start_lr", "decay_steps", "decay_rate"))]
+    if not all(isinstance(n, int | float) and 0 < n < math.inf for n in numbers):
         return rate
-    count, start, every, factor = needed
+    count, start, every, factor = numbers
     rest = {key: value for key, value in rate.items() if key != "decay_rate"}
     return rest | {"stop_lr": math.exp(math.log(factor) * (count / every)) * start}

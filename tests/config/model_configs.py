@@ -1,4 +1,4 @@
-"""Hypothesis strategies: any `ModelConfig`."""
+"""Hypothesis strategies: any `ModelConfig`, any `TrainConfig` that DeePMD-kit can express."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dpa_core.config import DPA1Config, FittingConfig, ModelConfig, SeE2AConfig
+from dpa_core.config import (
+    DataConfig,
+    DPA1Config,
+    FittingConfig,
+    LearningRateConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SeE2AConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 
 NAMES = ("O", "H", "Cu")
 CUTS = {"rcut": st.floats(3.0, 9.0), "rcut_smth": st.floats(0.0, 2.5)}
@@ -49,4 +60,49 @@ MODELS = st.builds(
     atom_exclude_types=st.lists(TYPES, max_size=2).map(tuple),
     preset_out_bias=st.dictionaries(st.sampled_from(NAMES), NUMBERS),
     data_stat_nbatch=st.integers(1, 99), data_stat_protect=st.floats(1e-4, 1),
+)  # fmt: skip
+
+PREFACTOR = st.sampled_from([0.0, 0.1, 2.0])
+WIDTH = st.floats(1e-3, 1)
+LOSSES = st.builds(
+    LossConfig,
+    **{f"{end}_pref_{t}": PREFACTOR for end in ("start", "limit") for t in ("e", "f", "v", "ae")},
+    loss_func=st.just("mae"), f_use_norm=BOOL, relative_f=st.none() | WIDTH,
+    huber_delta=WIDTH | st.tuples(WIDTH, WIDTH, WIDTH), intensive_ener_virial=BOOL,
+) | st.builds(
+    LossConfig, loss_func=st.just("huber"), f_use_norm=BOOL,
+    huber_delta=WIDTH | st.tuples(WIDTH, WIDTH, WIDTH),
+) | st.builds(
+    LossConfig, loss_func=st.just("mse"), relative_f=st.none() | WIDTH, intensive_ener_virial=BOOL
+)  # fmt: skip
+RATE: dict[str, Any] = {
+    "start_lr": st.floats(1e-4, 1e-2), "stop_lr": st.floats(1e-9, 1e-5),
+    "warmup_steps": st.integers(0, 99), "warmup_start_factor": st.floats(0, 1),
+}  # fmt: skip
+RATES = st.builds(
+    LearningRateConfig, **RATE, type=st.just("exp"), decay_steps=st.integers(1, 9999),
+    decay_rate=st.none() | st.floats(0.1, 1), smooth=BOOL,
+) | st.builds(LearningRateConfig, **RATE, type=st.just("cosine")) | st.builds(
+    LearningRateConfig, **RATE, type=st.just("wsd"), decay_phase_ratio=st.floats(0.01, 1),
+    decay_type=st.sampled_from(["inverse_linear", "cosine", "linear"]),
+)  # fmt: skip
+OPTIMIZERS = st.builds(
+    OptimizerConfig, type=st.sampled_from(["Adam", "AdamW"]), beta1=st.floats(0, 0.99),
+    beta2=st.floats(0, 0.99), weight_decay=st.floats(0, 1),
+)  # fmt: skip
+SYSTEMS = st.lists(st.sampled_from(["a", "b/c", "d.hdf5#/x"]), min_size=1, max_size=3).map(tuple)
+DATA = st.builds(DataConfig, systems=SYSTEMS, batch_size=st.integers(1, 9) | st.just("auto:64"))
+RUN: dict[str, Any] = {
+    "training_data": DATA, "validation_data": st.none() | DATA, "seed": st.integers(0, 99),
+    "disp_freq": st.integers(1, 99), "valid_freq": st.integers(1, 99),
+    "save_freq": st.integers(1, 99), "max_ckpt_keep": st.integers(1, 9),
+    "gradient_max_norm": st.just(0.0) | st.floats(0.1, 9), "enable_ema": BOOL,
+    "ema_decay": st.floats(0, 0.99), "tensorboard": BOOL,
+}  # fmt: skip
+TRAININGS = st.builds(TrainingConfig, **RUN, numb_steps=st.integers(200, 999)) | st.builds(
+    TrainingConfig, **RUN, numb_epoch=st.floats(0.5, 9)
+)
+RUNS = st.builds(
+    TrainConfig, model=MODELS, loss=LOSSES, learning_rate=RATES, optimizer=OPTIMIZERS,
+    training=TRAININGS,
 )  # fmt: skip
