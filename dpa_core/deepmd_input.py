@@ -17,6 +17,7 @@ from dpa_core.deepmd_keys import (
     DATA,
     DESCRIPTORS,
     FITTING,
+    FOREIGN,
     LEARNING_RATE,
     LOSS,
     MODEL,
@@ -89,6 +90,31 @@ def convert_model(
     converted = _model(reader, section)
     reader.check(source)
     return parse_config(ModelConfig, converted, source)
+
+
+def is_deepmd_input(data: Any) -> bool:
+    """Tell a DeePMD-kit input from our own settings: by a key or type that only it has.
+
+    Parameters
+    ----------
+    data
+        The parsed file, of any content.
+    """
+    if not isinstance(data, dict):
+        return False
+    if any(str(key).startswith("_") or key == "$schema" for key in data):
+        return True
+    return any(_only_deepmds(_at(data, path), *theirs) for path, theirs in FOREIGN.items())
+
+
+def _at(data: Any, path: str) -> dict[str, Any]:
+    for key in path.split(".") if path else ():
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _only_deepmds(section: dict[str, Any], keys: frozenset[str], kinds: frozenset[str]) -> bool:
+    return not keys.isdisjoint(section) or str(section.get("type")) in kinds
 
 
 class _Reader:

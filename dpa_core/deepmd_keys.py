@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dpa_core import config, deepmd_old
 from dpa_core import deepmd_values as values
 
 ABSENT: Any = object()
@@ -298,3 +299,28 @@ TOP: Table = {
     "loss_dict": _only(why="no multi-task training"),
     "nvnmd": _only(why="no NVNMD hardware"),
 }
+
+
+def _foreign(ours: Any, *tables: Table, old: tuple[str, ...] = ()) -> frozenset[str]:
+    """Keys of the tables, with aliases and those of older versions, that our blocks lack."""
+    names = {n for table in tables for name, key in table.items() for n in (name, *key.aliases)}
+    return frozenset(names.union(old) - {f for block in ours for f in block.model_fields})
+
+
+_NONE: frozenset[str] = frozenset()
+_DESCRIPTOR = (config.DPA1Config, config.SeE2AConfig)
+# Section -> keys, and values of `type`, that a DeePMD-kit input has and our settings have not.
+FOREIGN: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "": (_foreign([config.TrainConfig], TOP), _NONE),
+    "model": (_foreign([config.ModelConfig], MODEL), _NONE),
+    "model.descriptor": (
+        _foreign(_DESCRIPTOR, SE_ATTEN), frozenset(("se_atten", "se_atten_v2", "se_a"))
+    ),
+    "model.fitting_net": (_foreign([config.FittingConfig], FITTING), _NONE),
+    "loss": (_foreign([config.LossConfig], LOSS), _NONE),
+    "learning_rate": (_foreign([config.LearningRateConfig], LEARNING_RATE), _NONE),
+    "optimizer": (_foreign([config.OptimizerConfig], OPTIMIZER), _NONE),
+    "training": (_foreign([config.TrainingConfig], TRAINING, old=deepmd_old.TRAINING), _NONE),
+    "training.training_data": (_foreign([config.DataConfig], DATA), _NONE),
+    "training.validation_data": (_foreign([config.DataConfig], DATA), _NONE),
+}  # fmt: skip

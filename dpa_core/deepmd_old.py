@@ -18,6 +18,9 @@ _OPTIMIZER = (
 )  # fmt: skip
 _WARMUP = ("warmup_steps", "warmup_ratio", "warmup_start_factor")
 
+TRAINING = _DATA + _OPTIMIZER + _WARMUP
+"""Keys of `training` that version 3.2 has elsewhere."""
+
 
 def modernize(data: dict[str, Any]) -> dict[str, Any]:
     """Move the keys of older versions to where 3.2 has them.

@@ -62,6 +62,7 @@ def read_train_config(path: Path) -> RunTrainConfig:
         All mistakes of the file, in the terms of the format it is written in.
     """
     from dpa_core.config import parse_config
+    from dpa_core.deepmd_input import convert, is_deepmd_input
     from dpa_core.errors import ConfigError
     from dpa_core.yaml_file import read_yaml
     from ops.train import RunTrainConfig
@@ -69,30 +70,11 @@ def read_train_config(path: Path) -> RunTrainConfig:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping with model, training, ...")
-    if _is_deepmd(data):
-        from dpa_core.deepmd_input import convert
-
+    if is_deepmd_input(data):
+        # Its defaults are others than ours, so a user should know which were taken.
+        logging.getLogger(__name__).info("%s is read as an input of DeePMD-kit", path)
         data = convert(data, str(path)).model_dump(mode="json")
     return parse_config(RunTrainConfig, data, str(path))
-
-
-def _is_deepmd(data: dict[str, Any]) -> bool:
-    """Tell a DeePMD `input.json` by keys that our format does not have."""
-
-    def block(*keys: str) -> dict[str, Any]:
-        found: Any = data
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, dict) else {}
-
-    kind = block("model", "descriptor").get("type")
-    return bool(
-        "type" in block("loss")
-        or kind in ("se_atten", "se_atten_v2", "se_a")
-        or {"systems", "disp_file", "stop_batch", "time_training", "opt_type"}
-        & {*block("training")}
-        or any(key.startswith("_") or key == "$schema" for key in data)
-    )
 
 
 @app.command()

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpa_core.config import TrainConfig
-from dpa_core.deepmd_input import convert
+from dpa_core.deepmd_input import convert, is_deepmd_input
+from dpa_core.deepmd_output import training_input
 from dpa_core.errors import ConfigError
 from tests.config.deepmd_inputs import INPUTS, TENSORFLOW, VERSION_1, VERSION_31
 
 RECORD = json.loads((Path(__file__).parents[1] / "reference" / "deepmd.json").read_text())
+ARGCHECK = json.loads((Path(__file__).parent / "argcheck.json").read_text())
 # The water example that DeePMD-kit's documentation of DPA-1 starts from.
 WATER: dict[str, Any] = {
     "_comment": "that's all",
@@ -248,6 +250,37 @@ def test_all_mistakes_at_once() -> None:
 def test_result_is_a_plain_config() -> None:
     config = convert(WATER)
     assert TrainConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "deepmd"),
+    [
+        ({"model": {"descriptor": {"type": "se_atten"}}}, True),
+        ({"model": {"descriptor": {"type": "dpa1", "n_neuron": [8]}}}, True),
+        ({"model": {"type_embedding": {}}}, True),
+        ({"loss": {"type": "ener"}}, True),
+        ({"learning_rate": {"stop_lr_ratio": 0.1}}, True),
+        ({"optimizer": {"adam_beta1": 0.9}}, True),
+        ({"training": {"disp_file": "lcurve.out"}}, True),
+        ({"training": {"stop_batch": 10}}, True),
+        ({"training": {"systems": ["a"]}}, True),
+        ({"training": {"validation_data": {"numb_btch": 1}}}, True),
+        ({"validating": {}}, True),
+        ({"_comment": "x"}, True),
+        ({"model": {"descriptor": {"type": "dpa1"}}, "learning_rate": {"type": "exp"}}, False),
+        ({"training": None, "model": []}, False),
+        ([], False),
+    ],
+)
+def test_deepmd_input_is_recognised(data: Any, deepmd: bool) -> None:
+    assert is_deepmd_input(data) is deepmd
+
+
+def test_what_is_written_is_recognised() -> None:
+    ours = json.loads(convert(WATER).model_dump_json())
+    assert not is_deepmd_input(ours)
+    assert is_deepmd_input(training_input(convert(WATER)))
+    assert all(is_deepmd_input(case["prepared"]) for case in ARGCHECK["inputs"])
 
 
 JUNK = st.sampled_from([None, True, 0, -1, 1e400, "x", "1", [], [None], {}, {"a": {}}, [[1]]])

@@ -82,6 +82,14 @@ def test_several_heads_are_refused() -> None:
         model_section(ModelConfig(type_map=("O",), heads=3))
 
 
+@pytest.mark.parametrize("part", ["descriptor", "fitting_net"])
+def test_tensorflows_conventions_are_refused(part: str) -> None:
+    data = {"type_map": ["O"], "descriptor": {"type": "dpa1"}, "fitting_net": {}}
+    data[part] = data[part] | {"convention": "tensorflow"}  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=f"{part}.convention is 'tensorflow'"):
+        model_section(ModelConfig.model_validate(data))
+
+
 def test_class_defaults() -> None:
     """A checkpoint whose `model_params` are short is what DeePMD-kit's classes make of it."""
     descriptor = {"type": "dpa1", "rcut": 6.0, "rcut_smth": 0.5, "sel": [30, 40]}

@@ -179,21 +179,6 @@ def test_doctor(call, tmp_path, monkeypatch):
     assert "FAIL  no-such-package" in output
 
 
-@pytest.mark.parametrize(
-    ("data", "deepmd"),
-    [
-        ({"model": {"descriptor": {"type": "se_atten"}}}, True),
-        ({"loss": {"type": "ener"}}, True),
-        ({"training": {"disp_file": "lcurve.out"}}, True),
-        ({"_comment": "x"}, True),
-        ({"model": {"descriptor": {"type": "dpa1"}}, "learning_rate": {"type": "exp"}}, False),
-        ({"training": None, "model": []}, False),
-    ],
-)
-def test_deepmd_input_is_recognised(data, deepmd):
-    assert cli_model._is_deepmd(data) is deepmd
-
-
 def frames(count, symbols, seed):
     rng = np.random.default_rng(seed)
     for _ in range(count):
