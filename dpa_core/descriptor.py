@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dpa_core.attention import Gate, GatedAttention
 from dpa_core.config import DPA1Config, SeE2AConfig
-from dpa_core.embedding import ResidualLayer, ResidualNet, TypeEmbedding
+from dpa_core.embedding import ResidualLayer, ResidualNet, TypeEmbedding, activation_of
 from dpa_core.env_mat import env_rows
 from dpa_core.errors import ConfigError
 
@@ -61,6 +61,8 @@ class _Descriptor(nn.Module):
     allowed: Tensor
     # Trailing numbers of the descriptor that are the centre's type and nothing else.
     dim_type = 0
+    # See NeighborSpec.
+    total_first = True
 
     def __init__(self, config: DPA1Config | SeE2AConfig, ntypes: int) -> None:
         super().__init__()
@@ -127,7 +129,7 @@ class DPA1Descriptor(_Descriptor):
             generator=generator,
         )  # fmt: skip
         width = tebd if config.type_one_side else 2 * tebd
-        net = (config.neuron, config.activation_function, config.resnet_dt, generator)
+        net = (config.neuron, activation_of(config), config.resnet_dt, generator)
         strip = config.tebd_input_mode == "strip"
         self.embedding = ResidualNet(1 if strip else 1 + width, *net)
         self.embedding_strip = ResidualNet(width, *net) if strip else None
@@ -227,7 +229,7 @@ class SeE2ADescriptor(_Descriptor):
         super().__init__(config, ntypes)
         self.config = config
         self.embedding = nn.ModuleList(
-            ResidualNet(1, config.neuron, config.activation_function, config.resnet_dt, generator)
+            ResidualNet(1, config.neuron, activation_of(config), config.resnet_dt, generator)
             for _ in range(ntypes if config.type_one_side else ntypes**2)
         )
         self.dim_out = config.neuron[-1] * config.axis_neuron

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpa_core.config import DPA1Config, FittingConfig, SeE2AConfig
 from dpa_core.electrons import electron_configurations
 
 
@@ -27,11 +28,25 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         "sigmoid": torch.sigmoid,
         "gelu": lambda x: F.gelu(x, approximate="tanh"),
         "gelu_tf": lambda x: F.gelu(x, approximate="tanh"),
+        "gelu_single": gelu_single,
         "silu": F.silu,
         "linear": lambda x: x,
         "none": lambda x: x,
     }
     return named[base]
+
+
+def activation_of(config: DPA1Config | SeE2AConfig | FittingConfig) -> str:
+    """Name of a net's activation; TensorFlow's own gelu has one constant in single precision."""
+    name = config.activation_function
+    single = config.convention == "tensorflow" and name.lower() == "gelu_tf"
+    return "gelu_single" if single else name
+
+
+def gelu_single(x: Tensor) -> Tensor:
+    """GELU by tanh as `tensorflow.nn.gelu` has it."""
+    cubic = 0.04471499845385551  # 0.044715 in single precision
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + cubic * x**3)))
 
 
 def silut(x: Tensor, threshold: float) -> Tensor:

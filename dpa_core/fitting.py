@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dpa_core.config import FittingConfig
 from dpa_core.descriptor import apply_by_type
-from dpa_core.embedding import ResidualNet
+from dpa_core.embedding import ResidualNet, activation_of
 
 
 class EnergyFitting(nn.Module):
@@ -42,7 +42,7 @@ class EnergyFitting(nn.Module):
         width = dim_descriptor + config.numb_fparam + config.numb_aparam
         self.nets = nn.ModuleList(
             ResidualNet(
-                width, config.neuron, config.activation_function, config.resnet_dt, generator,
+                width, config.neuron, activation_of(config), config.resnet_dt, generator,
                 linear_out=1, equal_skips=tensorflow,
             )
             for _ in range(1 if mixed_types else ntypes)

@@ -103,7 +103,10 @@ class Potential(nn.Module):
     def spec(self) -> NeighborSpec:
         """What the model asks of the neighbour search."""
         descriptor = self.descriptor
-        return NeighborSpec(self.config.descriptor.rcut, descriptor.sel, descriptor.mixed_types)
+        return NeighborSpec(
+            self.config.descriptor.rcut, descriptor.sel, descriptor.mixed_types,
+            descriptor.total_first,
+        )  # fmt: skip
 
     @property
     def fittings(self) -> tuple[EnergyFitting, ...]:

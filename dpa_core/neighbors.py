@@ -32,11 +32,14 @@ class NeighborSpec(NamedTuple):
         else one per type. Empty means no limit.
     mixed_types
         Whether `sel` counts all types together.
+    total_first
+        Whether the nearest sum(sel) of all types are chosen before the nearest of each type.
     """
 
     rcut: float
     sel: tuple[int, ...] = ()
     mixed_types: bool = True
+    total_first: bool = True
 
 
 class Neighbors(NamedTuple):
@@ -183,12 +186,14 @@ def _within_sel(
 ) -> NDArray[np.bool_]:
     """Which pairs `sel` has room for.
 
-    As in DeePMD-kit, the nearest sum(sel) neighbours of all types are kept first; of these,
-    unless `mixed_types`, the nearest sel[t] of each type.
+    As in DeePMD-kit's PyTorch backend, the nearest sum(sel) neighbours of all types are kept
+    first (unless `total_first` is off); of these, unless `mixed_types`, the nearest sel[t] of
+    each type.
     """
     keep = np.ones(len(i), bool)
     if spec.sel:
-        keep &= _rank_by_distance(i, distance) < sum(spec.sel)
+        if spec.mixed_types or spec.total_first:
+            keep &= _rank_by_distance(i, distance) < sum(spec.sel)
         if not spec.mixed_types:
             group = i * len(spec.sel) + neighbor_type
             keep &= _rank_by_distance(group, distance) < np.asarray(spec.sel)[neighbor_type]

@@ -8,7 +8,8 @@ graph keeps its own formulas (`convention: tensorflow`):
   fades within some 0.01 Å of the cutoff;
 * the switch of smooth attention is 1 - (1 - rcut_smth w(r)/r)³, between 0 and 1;
 * smooth attention puts the radial davg into all four numbers of an excluded neighbour's row;
-* DeepPot-SE leaves out the empty slots of excluded pairs too;
+* DeepPot-SE leaves out the empty slots of excluded pairs too, and where `sel` is full it keeps
+  the nearest of each type, not first the nearest of all;
 * the operator that makes the environment matrix knows its radii in single precision.
 """
 
@@ -20,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpa_core.attention import FLOOR
-from dpa_core.config import DPA1Config, SeE2AConfig
+from dpa_core.config import DPA1Config, ModelConfig, SeE2AConfig
 from dpa_core.descriptor import DPA1Descriptor, Environment, SeE2ADescriptor
+from dpa_core.embedding import activation_of
 from dpa_core.env_mat import env_rows
 
 
@@ -63,6 +65,8 @@ class TensorFlowDPA1(DPA1Descriptor):
 class TensorFlowSeE2A(SeE2ADescriptor):
     """`se_e2_a` of the TensorFlow backend."""
 
+    total_first = False
+
     def __init__(
         self, config: SeE2AConfig, type_map: tuple[str, ...], generator: torch.Generator
     ) -> None:
@@ -80,6 +84,35 @@ def build_tensorflow_descriptor(
     if isinstance(config, SeE2AConfig):
         return TensorFlowSeE2A(config, type_map, generator)
     return TensorFlowDPA1(config, type_map, generator)
+
+
+def as_pytorch(config: ModelConfig, *, davg_zero: bool) -> ModelConfig | None:
+    """Return the configuration that gives the same energies with PyTorch's formulas.
+
+    For DeepPot-SE they agree as long as no `sel` overflows.
+
+    Parameters
+    ----------
+    config
+        Of any convention.
+    davg_zero
+        Whether the descriptor's davg is zero.
+
+    Returns
+    -------
+    ModelConfig
+        None if there is none.
+    """
+    descriptor, fitting = config.descriptor, config.fitting_net
+    if "tensorflow" not in (descriptor.convention, fitting.convention):
+        return config
+    single = operator_radii(descriptor.rcut, descriptor.rcut_smth)
+    gelu = activation_of(descriptor) == "gelu_single" and descriptor.precision == "float64"
+    own = isinstance(descriptor, DPA1Config) or (bool(descriptor.exclude_types) and not davg_zero)
+    if fitting.convention == "tensorflow" or gelu or own:
+        return None
+    update = {"convention": "pytorch", "rcut": single[0], "rcut_smth": single[1]}
+    return config.model_copy(update={"descriptor": descriptor.model_copy(update=update)})
 
 
 def operator_radii(rcut: float, rcut_smth: float) -> tuple[float, float]:

@@ -107,7 +107,7 @@ def read_dpa1(forward: Forward, op: Operator) -> Read:
         smooth |= _fills_with_average(forward, op)
     davg_zero = not op.davg.any()
     gated = bool(attention["attn_layer"]) and (attention["attn_dotr"] or smooth)
-    tensorflow = not davg_zero or gated or (smooth and strip is not None)
+    tensorflow = not davg_zero or gated or (smooth and strip is not None) or net.own_gelu
     config = (
         _common(op, net, excluded, tensorflow=tensorflow)
         | attention
@@ -121,7 +121,7 @@ def read_dpa1(forward: Forward, op: Operator) -> Read:
         }
     )
     if tensorflow:
-        config["rcut"], config["rcut_smth"] = _exact_radii(forward, op, smooth)
+        config["rcut"], config["rcut_smth"] = _exact_radii(forward, op, smooth=smooth)
     tensors["descriptor.type_embedding.layer.weight"] = tensor(
         table - _identity(ntypes, tebd), net.precision
     )
@@ -138,6 +138,38 @@ def read_se_a(forward: Forward, op: Operator) -> Read:
     graph, ntypes = forward.graph, op.ntypes
     if len(op.sel) != ntypes:
         raise graph.error(f"sel has {len(op.sel)} numbers for {ntypes} types")
+    one_side, nets = _se_a_nets(forward, ntypes)
+    first = next(iter(nets.values()))
+    shape = (first.widths, first.width_in, first.activation, first.precision)
+    if any((n.widths, n.width_in, n.activation, n.precision) != shape for n in nets.values()):
+        raise graph.error("the embedding nets of the pairs of types differ in widths or activation")
+    count = ntypes if one_side else ntypes**2
+    missing = {divmod(k, ntypes)[::-1] for k in range(count) if k not in nets}
+    excluded = sorted(p for p in missing if p[0] <= p[1])
+    if one_side:
+        excluded = _mask_pairs(forward, (ntypes, ntypes))
+    if first.width_in != 1 or (missing and (one_side or missing != {p[::-1] for p in missing})):
+        raise graph.error("nets of some pairs of types are missing, or read more than a distance")
+    # With several types the backends choose neighbours otherwise where sel is full.
+    config = _common(op, first, excluded, tensorflow=ntypes > 1 or bool(excluded)) | {
+        "type": "se_e2_a",
+        "sel": op.sel,
+        "type_one_side": one_side,
+    }
+    if config["convention"] == "tensorflow":
+        config["rcut"], config["rcut_smth"] = _exact_radii(forward, op, smooth=False)
+    tensors = _statistics(op)
+    # Excluded pairs have no net in the graph; ours is never asked and holds zeros.
+    empty = {k: v * 0 for k, v in tensors_of(first, "").items()}
+    for k in range(count):
+        prefix = f"descriptor.embedding.{k}"
+        own = tensors_of(nets[k], "") if k in nets else empty
+        tensors |= {prefix + name: value for name, value in own.items()}
+    return Read(config, tensors, first.widths[-1], 0)
+
+
+def _se_a_nets(forward: Forward, ntypes: int) -> tuple[bool, dict[int, Net]]:
+    """Whether nets are for types of neighbours only, and the nets there are under our numbers."""
     one_side = bool(forward.matching(r"filter_type_all/matrix_1_\d+"))
     centres = ["all"] if one_side else [str(t) for t in range(ntypes)]
     nets: dict[int, Net] = {}
@@ -147,33 +179,8 @@ def read_se_a(forward: Forward, op: Operator) -> Read:
             if net is not None:
                 nets[c + len(centres) * n] = net
     if not nets:
-        raise graph.error("there are no embedding nets filter_type_0/matrix_1_0")
-    first = next(iter(nets.values()))
-    shape = (first.widths, first.width_in, first.activation, first.precision)
-    if any((n.widths, n.width_in, n.activation, n.precision) != shape for n in nets.values()):
-        raise graph.error("the embedding nets of the pairs of types differ in widths or activation")
-    if one_side:
-        excluded = _mask_pairs(forward, (ntypes, ntypes))
-        absent = [n for n in range(ntypes) if n not in nets]
-    else:
-        missing = {divmod(k, ntypes)[::-1] for k in range(ntypes**2) if k not in nets}
-        excluded = sorted(p for p in missing if p[0] <= p[1])
-        absent = [c + ntypes * n for c, n in missing if (n, c) not in missing]
-    if absent or first.width_in != 1:
-        raise graph.error("nets of some pairs of types are missing, or read more than a distance")
-    config = _common(op, first, excluded, tensorflow=bool(excluded) and bool(op.davg.any())) | {
-        "type": "se_e2_a",
-        "sel": op.sel,
-        "type_one_side": one_side,
-    }
-    tensors = _statistics(op)
-    # Excluded pairs have no net in the graph; ours is never asked and holds zeros.
-    empty = {k: v * 0 for k, v in tensors_of(first, "").items()}
-    for k in range(len(centres) * ntypes):
-        prefix = f"descriptor.embedding.{k}"
-        own = tensors_of(nets[k], "") if k in nets else empty
-        tensors |= {prefix + name: value for name, value in own.items()}
-    return Read(config, tensors, first.widths[-1], 0)
+        raise forward.graph.error("there are no embedding nets filter_type_0/matrix_1_0")
+    return one_side, nets
 
 
 def read_attention(forward: Forward, net: Net) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -305,7 +312,7 @@ def _is_real(graph: Graph, name: str) -> bool:
     return graph.nodes[name].attr("T") in (1, 2)
 
 
-def _exact_radii(forward: Forward, op: Operator, smooth: bool) -> tuple[float, float]:
+def _exact_radii(forward: Forward, op: Operator, *, smooth: bool) -> tuple[float, float]:
     """Radii in double precision, as the script had them.
 
     The operator rounds them, but the switch of smooth attention multiplies by the exact one.
@@ -337,7 +344,7 @@ def _common(
         "exclude_types": excluded,
         "set_davg_zero": not op.davg.any(),
         "precision": net.precision,
-        "convention": "tensorflow" if tensorflow else "pytorch",
+        "convention": "tensorflow" if tensorflow or net.own_gelu else "pytorch",
     }
 
 

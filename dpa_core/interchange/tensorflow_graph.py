@@ -107,7 +107,13 @@ class Graph:
             name = self.inputs(name)[0][0]
         return name
 
-    def value(self, target: str, feeds: Mapping[str, tuple[Any, ...]] | None = None) -> Any:
+    def value(
+        self,
+        target: str,
+        feeds: Mapping[str, tuple[Any, ...]] | None = None,
+        *,
+        double: bool = False,
+    ) -> Any:
         """Compute a node.
 
         Parameters
@@ -116,6 +122,8 @@ class Graph:
             The node.
         feeds
             Outputs of nodes that are given, not computed.
+        double
+            All real numbers in double precision.
 
         Raises
         ------
@@ -130,9 +138,18 @@ class Graph:
                 values[name] = given[name]
                 continue
             result, work = self._compute(name, values, left)
-            values[name] = (result,)
+            values[name] = (self._widened(name, result, values) if double else result,)
             left -= work
         return values[target][0]
+
+    def _widened(self, name: str, result: Any, values: Mapping[str, tuple[Any, ...]]) -> Any:
+        """Return a result in double precision, not rounded by a Cast."""
+        if np.asarray(result).dtype != np.float32:
+            return result
+        if self.nodes[name].op == "Cast":
+            source, number = self.inputs(name)[0]
+            result = values[source][number]
+        return np.asarray(result, np.float64)
 
     def _compute(
         self, name: str, values: Mapping[str, tuple[Any, ...]], left: float

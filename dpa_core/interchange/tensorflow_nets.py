@@ -32,6 +32,11 @@ class Net(NamedTuple):
     precision: str
 
     @property
+    def own_gelu(self) -> bool:
+        """Whether the activation differs from PyTorch's in double precision."""
+        return self.activation == "gelu_tf" and self.precision == "float64"
+
+    @property
     def width_in(self) -> int:
         """Numbers the net reads."""
         return int(self.layers[0].matrix.shape[0])

@@ -153,6 +153,7 @@ def _fitting(
     tensors["fitting.bias_atom_e"] = tensor(np.zeros(ntypes) if bias is None else bias, "float64")
     vacuum = [_is_used_twice(forward, f"layer_0{tail}/matrix") for tail in tails]
     widths = first.widths[:-1]
+    own = _own_skips(first.width_in, widths) or (mixed and any(vacuum)) or first.own_gelu
     config = {
         "neuron": widths,
         "activation_function": first.activation,
@@ -163,8 +164,7 @@ def _fitting(
         "atom_ener": [0.0 if v else None for v in vacuum * (ntypes if mixed else 1)]
         if any(vacuum)
         else None,
-        "convention": "tensorflow" if _own_skips(first.width_in, widths) or (mixed and any(vacuum))
-        else "pytorch",
+        "convention": "tensorflow" if own else "pytorch",
     }  # fmt: skip
     return config, tensors
 
