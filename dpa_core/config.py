@@ -335,6 +335,8 @@ class TrainingConfig(Config):
     """What the optimizer may change."""
     tensorboard: bool = False
     """Write TensorBoard events."""
+    change_bias_after_training: bool = False
+    """Shift the energy bias of the last model to the training data when it is finished."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

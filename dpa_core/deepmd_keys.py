@@ -267,7 +267,7 @@ TRAINING: Table = {
     "ema_decay": Key(0.999),
     "tensorboard": Key(False),
     "gradient_max_norm": Key(),
-    "change_bias_after_training": _only(False, why="run dpaflow model change-bias afterwards"),
+    "change_bias_after_training": Key(False),
     **_each("disp_file save_ckpt save_dir tensorboard_log_dir profiling_file", _harmless(FILES)),
     "stat_file": _harmless("statistics are always computed from the data"),
     "stat_file_mode": _harmless("of stat_file"),

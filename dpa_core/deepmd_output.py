@@ -205,6 +205,7 @@ def _training(training: TrainingConfig) -> dict[str, Any]:
         "enable_ema": training.enable_ema,
         "ema_decay": training.ema_decay,
         "tensorboard": training.tensorboard,
+        "change_bias_after_training": training.change_bias_after_training,
     }
     return _given(section)
 

@@ -84,7 +84,7 @@ def prepare_finetune(config: TrainConfig, dataset: Dataset) -> Potential:
         compute_param_stats(model, dataset, seed, batch_size)
     mode = "set" if settings.new_fitting else settings.bias
     if mode != "none":
-        _refit_bias(model, dataset, mode, seed, batch_size)
+        refit_bias(model, dataset, mode, seed, batch_size)
     model.provenance = {
         "finetuned_from": {
             "file": Path(settings.model).name,
@@ -96,13 +96,26 @@ def prepare_finetune(config: TrainConfig, dataset: Dataset) -> Potential:
     return model
 
 
-def _refit_bias(
+def refit_bias(
     model: Potential,
     dataset: Dataset,
     mode: Literal["change", "set"],
     seed: int,
     batch_size: int | str,
 ) -> None:
+    """Refit the energy bias to a sample of the training data, as large as DeePMD-kit's.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    dataset
+        Training data; without any energy the bias stays.
+    mode
+        See `dpa_core.bias.change_bias`.
+    seed, batch_size
+        Of the run; they choose the sample.
+    """
     nbatch = model.config.data_stat_nbatch
     indices = sample_frames(dataset, nbatch, batch_size, seed, _BIAS_ATOMS)
     if not np.isfinite(dataset.energies(indices)).any():

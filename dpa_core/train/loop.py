@@ -17,6 +17,7 @@ import torch
 from dpa_core.config import TrainConfig
 from dpa_core.derivatives import predict
 from dpa_core.errors import DataError, NumericalError
+from dpa_core.finetune import refit_bias
 from dpa_core.interchange.files import save_model
 from dpa_core.loss import TERMS, Metrics
 from dpa_core.train.checkpoint import check_same_run, save_checkpoint, write_atomic
@@ -257,7 +258,11 @@ def _save(run: Run) -> None:
 
 def _finish(run: Run, display: Display) -> TrainSummary:
     """Write the model files and the summary of a run that took its last step."""
+    training = run.config.training
     with _published_weights(run):
+        if training.change_bias_after_training and run.world.first:
+            batch_size = training.training_data.batch_size
+            refit_bias(run.model, run.data.train, "change", training.seed, batch_size)
         _publish(run, MODEL_FILE, run.last_row)
         if run.data.valid is None:
             _publish(run, BEST_FILE, run.last_row)

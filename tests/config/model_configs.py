@@ -98,6 +98,7 @@ RUN: dict[str, Any] = {
     "save_freq": st.integers(1, 99), "max_ckpt_keep": st.integers(1, 9),
     "gradient_max_norm": st.just(0.0) | st.floats(0.1, 9), "enable_ema": BOOL,
     "ema_decay": st.floats(0, 0.99), "tensorboard": BOOL,
+    "change_bias_after_training": BOOL,
 }  # fmt: skip
 TRAININGS = st.builds(TrainingConfig, **RUN, numb_steps=st.integers(200, 999)) | st.builds(
     TrainingConfig, **RUN, numb_epoch=st.floats(0.5, 9)

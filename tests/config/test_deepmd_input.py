@@ -226,7 +226,6 @@ def test_batch_size(given: Any, expected: Any) -> None:
         ("training.training_data.batch_size", "mix:64", r'batch_size: allowed.*"auto:N"'),
         ("training.training_data.sys_probs", [0.5], r"sys_probs: .*list a system twice"),
         ("training.ckpt_keep_ratio", "x", "ckpt_keep_ratio: must be a number"),
-        ("training.change_bias_after_training", True, "run dpaflow model change-bias"),
         ("learning_rate", {"stop_lr": 1e-8}, r"learning_rate\.start_lr: missing"),
         ("learning_rate", {"start_lr": 1.0}, "exactly one of stop_lr and stop_lr_ratio"),
         ("nvnmd", {"enable": True}, "nvnmd: .* is not supported"),

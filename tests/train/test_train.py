@@ -120,6 +120,21 @@ def test_finetune_only_the_last_layer(emt_run):
     assert history["steps"] == 300
 
 
+def test_bias_is_shifted_to_the_data_after_training(emt_run):
+    root, _, _ = emt_run
+    data = open_dataset([root / "valid"], TYPE_MAP)
+    left = []
+    for shift in (False, True):
+        options = config(root / "valid", numb_steps=5, change_bias_after_training=shift)
+        model = load_model(train(options, root / f"shift-{shift}").model)
+        frames = [data[k] for k in range(len(data))]
+        errors = [model.evaluate(f.coord[None], f.box[None], f.atype).energy[0] - f.energy
+                  for f in frames]  # fmt: skip
+        left.append(abs(np.mean(errors)))
+    assert left[0] > 1e-2
+    assert left[1] < 1e-5
+
+
 def test_a_missing_pretrained_model(tmp_path):
     document = settings(write_random(tmp_path / "data", 3, 1))
     document["finetune"] = {"model": str(tmp_path / "no.safetensors")}
