@@ -95,7 +95,7 @@ DPA1: Table = DESCRIPTOR | {
     "concat_output_tebd": Key(True),
     "lmax": _only(1, why="higher moments are not the DPA-1 of the paper"),
 }
-STRIPPED = "old spelling of tebd_input_mode: true is strip, false concat"
+STRIPPED = "true is strip, false concat"
 SE_ATTEN: Table = DPA1 | {
     "tebd_input_mode": Key("concat"),
     "smooth_type_embedding": Key(False, aliases=("smooth_type_embdding",)),
@@ -151,7 +151,7 @@ MODEL: Table = {
     "type_embedding": Key(why="TensorFlow's place for tebd_dim; its own section below"),
     "data_stat_nbatch": Key(10),
     "data_stat_protect": Key(1e-2),
-    "data_bias_nsample": _harmless("the bias is fitted to all frames"),
+    "data_bias_nsample": _harmless("without effect in DeePMD-kit's PyTorch backend, too"),
     "pair_exclude_types": Key([]),
     "atom_exclude_types": Key([]),
     "preset_out_bias": Key(),
@@ -251,6 +251,7 @@ DATA: Table = {
     "set_prefix": _harmless("without effect in DeePMD-kit, too"),
 }
 FILES, SPEED = "files have fixed names", "speed or display only"
+EXACT = "numbers are not rounded for speed"
 TRAINING: Table = {
     "training_data": DICT,
     "validation_data": DICT,
@@ -273,7 +274,8 @@ TRAINING: Table = {
     "stat_file_mode": _harmless("of stat_file"),
     "ema_ckpt_keep": _harmless("the averages are in the checkpoints"),
     **_each("disp_training time_training disp_avg tensorboard_freq", _harmless(SPEED)),
-    **_each("profiling enable_profiler enable_compile enable_tf32", _harmless(SPEED)),
+    **_each("profiling enable_profiler enable_compile", _harmless(SPEED)),
+    "enable_tf32": _harmless(EXACT),
     "neighbor_graph_method": _harmless(SPEED),
     "numb_test": _harmless("without effect in DeePMD-kit, too"),
     "acc_freq": _only(1, why="nor does DeePMD-kit's PyTorch backend; enlarge the batch"),
@@ -289,7 +291,8 @@ VALIDATING: Table = {
     **_each("save_best save_best_dir max_best_ckpt validation_metric", _harmless(BEST)),
     "full_val_file": _harmless(FILES),
     "full_val_start": _harmless("validation starts with training"),
-    **_each("compiled_infer tf32_infer amp_infer", _harmless(SPEED)),
+    "compiled_infer": _harmless(SPEED),
+    **_each("tf32_infer amp_infer", _harmless(EXACT)),
 }
 TOP: Table = {
     "model": Key(REQUIRED, why=DICT.why),
