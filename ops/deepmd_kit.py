@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from dpa_core.errors import ConfigError, ModelFileError
 FROZEN = (".pth", ".pb", ".pt2")
 """Suffixes of the files that only DeePMD-kit writes."""
 VARIABLE = "DPAFLOW_DP"
+ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 TAIL = 8
 """Lines of what `dp` printed that are quoted."""
 logger = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ def convert_backend(source: Path, target: Path) -> Path:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode or not part.exists():
-            said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-TAIL:])
+            said = _said(done.stdout + done.stderr)
             raise ModelFileError(
                 f"{target}: DeePMD-kit cannot make it (exit code {done.returncode} of "
                 f"{shlex.join(command)}). It needs the backend of {target.suffix} files, and "
@@ -90,6 +92,13 @@ def convert_backend(source: Path, target: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _said(output: str) -> str:
+    """Return the error of a Python program's output; the last lines where there is none."""
+    lines = output.strip().splitlines()
+    errors = [n for n, line in enumerate(lines) if ERROR.match(line)]
+    return "\n".join(lines[errors[-1] :][:TAIL] if errors else lines[-TAIL:])
 
 
 def how_to_install(files: Mapping[Path, Path]) -> str:

@@ -24,9 +24,7 @@ def convert(
     """Write a model in another format; FILE#NAME takes one model of several in a file."""
     from ops.model_files import convert as run
 
-    done = run(model, out)
-    typer.echo(f"{done.path}: read back, energies differ by {done.energy:.1g} eV/atom, "
-               f"forces by {done.force:.1g} eV/Å")  # fmt: skip
+    typer.echo(run(model, out))
 
 
 @app.command()
@@ -43,14 +41,14 @@ def export(
     from ops.model_files import export as run
 
     files = run(model, lammps)
-    there = deepmd_kit.find_dp() is not None
-    for frozen, source in files.items():
-        typer.echo(f"wrote {frozen} and {source}" if there else f"wrote {source}")
+    for file in files:
+        typer.echo(f"wrote {file.source}" if file.copy is None else file.copy)
     typer.echo("\nIn LAMMPS, with DeePMD-kit's plugin:\n")
-    for line in deepmd_kit.lammps_lines(list(files), read_header(model)["type_map"]):
+    type_map = read_header(model)["type_map"]
+    for line in deepmd_kit.lammps_lines([file.path for file in files], type_map):
         typer.echo(f"  {line}")
-    if not there:
-        raise ConfigError(deepmd_kit.how_to_install(files))
+    if missing := {file.path: file.source for file in files if file.copy is None}:
+        raise ConfigError(deepmd_kit.how_to_install(missing))
 
 
 @app.command()

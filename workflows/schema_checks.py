@@ -76,16 +76,16 @@ def _files(pipeline: Pipeline) -> Iterable[str]:
         for number, source in enumerate(config.sources):
             yield from _exists(f"data.{name}.sources.{number}.path", source.path, pipeline)
     for name, path in pipeline.pretrain.given.items():
-        file, _ = split_part(path)
+        file, part = split_part(path)
         if is_seen_by_pods(path, pipeline) and not Path(file).exists():
             continue
         if not Path(file).is_file():
             yield f"pretrain.from.{name}: no such file: {path}"
             continue
-        from dpa_core.interchange.files import read_header  # brings torch with it
+        from dpa_core.interchange.files import read_content, read_header  # brings torch with it
 
         try:
-            read_header(path)
+            (read_content if part else read_header)(path)
         except ModelFileError as error:
             yield f"pretrain.from.{name}: {error}"
 

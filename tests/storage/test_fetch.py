@@ -245,3 +245,21 @@ def test_processes_share_downloads(
         worker.start(code, [f"s3://{bucket}/d", str(expected)])
     assert [worker.wait() for worker in workers] == [0, 0]
     assert sorted(gets(proxy)) == sorted(f"/{bucket}/d/{name}" for name in files)
+
+
+def test_one_model_of_a_file(proxy: Proxy, s3: Any, bucket: str) -> None:
+    """URL#NAME is a copy of URL with #NAME behind it, unless there is an object called so."""
+    put(s3, bucket, "m", {"model.pt": b"many", "other#x": b"called so"})
+    url = f"s3://{bucket}/m/model.pt"
+    path = str(localize(f"{url}#Al"))
+    assert path == f"{localize(url)}#Al"
+    assert Path(path.removesuffix("#Al")).read_bytes() == b"many"
+    assert with_urls(f"{path}: no branch") == f"{url}#Al: no branch"
+    assert Path(localize(f"s3://{bucket}/m/other#x")).read_bytes() == b"called so"
+    assert str(localize(Path(f"{url}#Cu"))).endswith("model.pt#Cu")
+    before = signature(url)
+    assert signature(f"{url}#Al") == before
+    put(s3, bucket, "m", {"model.pt": b"more"})
+    assert signature(f"{url}#Al") != before
+    with pytest.raises(DataError, match=r"m/none\.pt: nothing is there"):
+        localize(f"s3://{bucket}/m/none.pt#Al")
