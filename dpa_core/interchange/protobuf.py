@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dpa_core.errors import ModelFileError
 
-MAX_NODES = 200_000
+MAX_NODES = 100_000
 MAX_INPUTS = 10_000
 # Numbers that short constants ("this value everywhere") may stand for in one file.
 MAX_FILLED = 2**23
@@ -47,12 +47,12 @@ class Node:
         for field, value in file.fields(span):
             if field == 5:
                 self._spans.append(file.span(value))
-            elif field in (1, 2, 3):
-                text = file.text(file.span(value))
-                if field == 3:
-                    self.inputs.append(text)
-                else:
-                    setattr(self, "name" if field == 1 else "op", text)
+            elif field == 3:
+                self.inputs.append(file.text(file.span(value)))
+            elif field == 1:
+                self.name = file.text(file.span(value))
+            elif field == 2:
+                self.op = file.text(file.span(value))
         if not self.name or not self.op or len(self.inputs) > MAX_INPUTS:
             raise file.error(f"node {self.name!r} has no name, no op or too many inputs")
 
@@ -114,14 +114,16 @@ class GraphFile:
         at, end = span
         data = self.data
         while at < end:
-            key, at = self._varint(at, end)
+            # Nearly every number is one byte, and graphs have many.
+            key, at = (data[at], at + 1) if data[at] < 0x80 else self._varint(at, end)
             field, wire = key >> 3, key & 7
             if wire == 0:
                 value, at = self._varint(at, end)
                 yield field, value
                 continue
             if wire == 2:
-                size, at = self._varint(at, end)
+                short = at < end and data[at] < 0x80
+                size, at = (data[at], at + 1) if short else self._varint(at, end)
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
