@@ -303,8 +303,11 @@ class DataConfig(Config):
 
     systems: tuple[str, ...] = Field(min_length=1)
     """Folders or files of any format `dpa_core.data` reads; folders are searched."""
-    batch_size: PositiveInt | Annotated[str, Field(pattern=r"^auto(:[1-9]\d*)?$")] = "auto:256"
-    """Frames in a batch, or "auto:N": as many frames as hold at least N atoms."""
+    batch_size: (
+        PositiveInt | Annotated[str, Field(pattern=r"^(auto(:[1-9]\d*)?|max:[1-9]\d*)$")]
+    ) = "auto:256"
+    """Frames in a batch, or "auto:N": as many as hold at least N atoms, or "max:N": as many as
+    hold at most N, and one in any case."""
 
 
 class TrainingConfig(Config):

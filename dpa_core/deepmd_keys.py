@@ -240,7 +240,9 @@ OPTIMIZER: Table = {
 WEIGHTS = "batches mix all systems, every frame alike; list a system twice to see it twice as often"
 DATA: Table = {
     "systems": Key(convert=values.systems),
-    "batch_size": Key("auto", convert=values.batch_size, why="a number, auto, auto:N or mixed:N"),
+    "batch_size": Key(
+        "auto", convert=values.batch_size, why="a number, auto, auto:N, max:N, mix:N or mixed:N"
+    ),
     "rglob_patterns": _only(why="folders are searched; list them"),
     "auto_prob": Key(
         to="", neutral=("prob_sys_size", None), aliases=("auto_prob_style",), why=WEIGHTS

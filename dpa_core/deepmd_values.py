@@ -61,7 +61,7 @@ def systems(value: Any) -> Any:
 
 
 def batch_size(value: Any) -> Any:
-    """Frames, or "auto:N"."""
+    """Frames, "auto:N" or "max:N"."""
     if isinstance(value, list):
         if len(set(value)) != 1:
             raise ValueError("one size for all systems is needed; batches mix systems")
@@ -71,7 +71,8 @@ def batch_size(value: Any) -> Any:
     rule, _, number = str(value).partition(":")
     if rule == "auto":
         return f"auto:{number or 32}"
-    # Frames; "mix:N" and "max:N" are limits on atoms, which "auto:N" would exceed.
-    if rule == "mixed" and number.isdigit():
+    if rule == "mixed" and number.isdigit():  # TensorFlow: frames of any systems
         return int(number)
-    raise ValueError('allowed: a number, "auto", "auto:N", "mixed:N"; try "auto:N"')
+    if rule in ("max", "mix"):  # "mix" (LMDB): of frames of any size, as all our batches are
+        return f"max:{number}"
+    raise ValueError('allowed: a number, "auto", "auto:N", "max:N", "mixed:N"; try "auto:N"')

@@ -71,7 +71,7 @@ def sample_frames(
     nbatch
         Batches of every system (`data_stat_nbatch`).
     batch_size
-        Frames in a batch, or "auto:N": as many as hold at least N atoms.
+        Frames in a batch, "auto:N": as many as hold at least N atoms, "max:N": at most N.
     seed
         Of the random choice.
     max_atoms
@@ -104,13 +104,17 @@ def sample_frames(
 
 
 def frames_per_batch(batch_size: int | str, natoms: float) -> int:
-    """Frames of about `natoms` atoms that one batch holds: b, or ceil(N / natoms) of "auto:N".
+    """Frames of about `natoms` atoms that one batch holds.
 
+    b, ceil(N / natoms) of "auto:N", or floor(N / natoms), at least 1, of "max:N".
     Plain "auto" is DeePMD's "auto:32".
     """
     if isinstance(batch_size, int):
         return batch_size
-    atoms = int(batch_size.partition(":")[2] or 32)
+    rule, _, number = batch_size.partition(":")
+    atoms = int(number or 32)
+    if rule == "max":
+        return max(1, int(atoms / natoms))
     return max(1, int(np.ceil(atoms / max(natoms, 1.0))))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +14,46 @@ from dpa_core.errors import DataError
 AUTO_ATOMS = 32  # DeePMD: "auto" means "auto:32"
 
 
-def batch_limits(batch_size: int | str, nframes: int) -> tuple[int, int]:
-    """Limits (frames, atoms) of a batch; it is closed when either is reached.
+class Limits(NamedTuple):
+    """When a batch is full.
+
+    Attributes
+    ----------
+    frames, atoms
+        It is closed when it holds so many of either.
+    most
+        Atoms that no further frame may exceed.
+    """
+
+    frames: int
+    atoms: float = math.inf
+    most: float = math.inf
+
+    def reached(self, frames: int, atoms: int) -> bool:
+        """Tell whether a batch of this size takes no other frame."""
+        return frames >= self.frames or atoms >= self.atoms
+
+    def exceeded(self, frames: int, atoms: int) -> bool:
+        """Tell whether the last frame was one too many; a first one never is."""
+        return frames > 1 and atoms > self.most
+
+
+def batch_limits(batch_size: int | str, nframes: int) -> Limits:
+    """Limits of a batch.
 
     Parameters
     ----------
     batch_size
-        Frames, or "auto:N" for at least N atoms.
+        Frames, "auto:N" for at least N atoms, or "max:N" for at most N.
     nframes
         Frames of the data set: no batch is larger.
     """
     if isinstance(batch_size, int):
-        return min(batch_size, nframes), np.iinfo(np.int64).max
-    _, _, atoms = batch_size.partition(":")
-    return nframes, int(atoms or AUTO_ATOMS)
+        return Limits(min(batch_size, nframes))
+    rule, _, atoms = batch_size.partition(":")
+    if rule == "max":
+        return Limits(nframes, most=int(atoms))
+    return Limits(nframes, atoms=int(atoms or AUTO_ATOMS))
 
 
 class BatchSampler:
@@ -41,7 +68,7 @@ class BatchSampler:
     natoms
         (nframes,) atoms of every frame.
     batch_size
-        Frames, or "auto:N" for as many frames as hold at least N atoms.
+        Frames, "auto:N" for as many as hold at least N atoms, "max:N" for at most N.
     seed
         Seed of the permutations.
 
@@ -66,15 +93,18 @@ class BatchSampler:
 
     def next(self) -> list[int]:
         """Numbers of the frames of the next batch."""
-        max_frames, max_atoms = batch_limits(self.batch_size, len(self.natoms))
+        limits = batch_limits(self.batch_size, len(self.natoms))
         batch: list[int] = []
         atoms = 0
-        while len(batch) < max_frames and atoms < max_atoms:
+        while not limits.reached(len(batch), atoms):
             if self.position == len(self.natoms):
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._permutation(self.epoch)
-            batch.append(int(self._order[self.position]))
-            atoms += int(self.natoms[batch[-1]])
+            frame = int(self._order[self.position])
+            atoms += int(self.natoms[frame])
+            if limits.exceeded(len(batch) + 1, atoms):
+                break
+            batch.append(frame)
             self.position += 1
         return batch
 
@@ -120,13 +150,16 @@ def deal(indices: Sequence[int], heads: int, seed: int, step: int) -> dict[int, 
 
 def in_order(natoms: NDArray[np.int64], batch_size: int | str) -> Iterator[list[int]]:
     """Every frame once, in order, in batches of at most the size asked for (validation)."""
-    max_frames, max_atoms = batch_limits(batch_size, len(natoms))
+    limits = batch_limits(batch_size, len(natoms))
     batch: list[int] = []
     atoms = 0
     for k, size in enumerate(natoms.tolist()):
+        if limits.exceeded(len(batch) + 1, atoms + size):
+            yield batch
+            batch, atoms = [], 0
         batch.append(k)
         atoms += size
-        if len(batch) >= max_frames or atoms >= max_atoms:
+        if limits.reached(len(batch), atoms):
             yield batch
             batch, atoms = [], 0
     if batch:

@@ -91,7 +91,11 @@ OPTIMIZERS = st.builds(
     beta2=st.floats(0, 0.99), weight_decay=st.floats(0, 1),
 )  # fmt: skip
 SYSTEMS = st.lists(st.sampled_from(["a", "b/c", "d.hdf5#/x"]), min_size=1, max_size=3).map(tuple)
-DATA = st.builds(DataConfig, systems=SYSTEMS, batch_size=st.integers(1, 9) | st.just("auto:64"))
+DATA = st.builds(
+    DataConfig,
+    systems=SYSTEMS,
+    batch_size=st.integers(1, 9) | st.sampled_from(["auto:64", "max:9"]),
+)
 RUN: dict[str, Any] = {
     "training_data": DATA, "validation_data": st.none() | DATA, "seed": st.integers(0, 99),
     "disp_freq": st.integers(1, 99), "valid_freq": st.integers(1, 99),

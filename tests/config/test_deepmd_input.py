@@ -199,7 +199,15 @@ def test_derived_values() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(4, 4), ([2, 2], 2), ("auto", "auto:32"), ("auto:128", "auto:128"), ("mixed:8", 8)],
+    [
+        (4, 4),
+        ([2, 2], 2),
+        ("auto", "auto:32"),
+        ("auto:128", "auto:128"),
+        ("mixed:8", 8),
+        ("max:64", "max:64"),
+        ("mix:64", "max:64"),
+    ],
 )
 def test_batch_size(given: Any, expected: Any) -> None:
     config = convert(changed("training.training_data.batch_size", given))
@@ -222,8 +230,8 @@ def test_batch_size(given: Any, expected: Any) -> None:
         ("loss.relative_f", -1.0, r"loss\.relative_f: .*greater than 0"),
         ("optimizer", {"type": "LKF"}, r"optimizer\.type: 'LKF'.*Adam, AdamW"),
         ("training.zero_stage", 2, r"training\.zero_stage"),
-        ("training.training_data.batch_size", "max:64", r'batch_size: allowed.*"auto:N"'),
-        ("training.training_data.batch_size", "mix:64", r'batch_size: allowed.*"auto:N"'),
+        ("training.training_data.batch_size", "filter:64", r'batch_size: allowed.*"auto:N"'),
+        ("training.training_data.batch_size", "max:", "batch_size: .*string should match"),
         ("training.training_data.sys_probs", [0.5], r"sys_probs: .*list a system twice"),
         ("training.ckpt_keep_ratio", "x", "ckpt_keep_ratio: must be a number"),
         ("learning_rate", {"stop_lr": 1e-8}, r"learning_rate\.start_lr: missing"),

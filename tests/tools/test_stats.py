@@ -106,7 +106,15 @@ def test_other_type_map_is_refused(make_model, rng):
 
 @pytest.mark.parametrize(
     ("batch_size", "natoms", "expected"),
-    [(3, 100, 3), ("auto:256", 100, 3), ("auto:256", 300, 1), ("auto", 10, 4), ("auto:12", 4, 3)],
+    [
+        (3, 100, 3),
+        ("auto:256", 100, 3),
+        ("auto:256", 300, 1),
+        ("auto", 10, 4),
+        ("auto:12", 4, 3),
+        ("max:256", 100, 2),
+        ("max:256", 300, 1),
+    ],  # fmt: skip
 )
 def test_frames_per_batch(batch_size, natoms, expected):
     assert frames_per_batch(batch_size, natoms) == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,31 @@ def test_atom_budget_is_reached_by_the_last_frame():
         stream += batch
     for start in range(0, len(stream) - 12, 12):  # batches may cross epochs, frames do not
         assert sorted(stream[start : start + 12]) == list(range(12))
+
+
+@pytest.mark.parametrize("budget", [1, 20, 40, 1000])
+def test_atom_limit_is_not_exceeded(budget):
+    """As many frames as fit; a frame that does not fit is a batch of its own."""
+    sampler = BatchSampler(NATOMS, f"max:{budget}", seed=1)
+    stream, batches = [], [sampler.next() for _ in range(60)]
+    for batch, following in itertools.pairwise(batches):
+        atoms = NATOMS[batch].sum()
+        assert atoms <= budget or len(batch) == 1
+        assert atoms + NATOMS[following[0]] > budget or len(batch) == len(NATOMS)
+        stream += batch
+    for start in range(0, len(stream) - 12, 12):
+        assert sorted(stream[start : start + 12]) == list(range(12))
+    ordered = list(in_order(NATOMS, f"max:{budget}"))
+    assert [k for batch in ordered for k in batch] == list(range(12))
+    assert all(NATOMS[batch].sum() <= budget or len(batch) == 1 for batch in ordered)
+
+
+def test_atom_limit_resumes_anywhere():
+    whole = BatchSampler(NATOMS, "max:25", seed=9)
+    for _ in range(30):
+        other = BatchSampler(NATOMS, "max:25", seed=9)
+        other.load_state_dict(whole.state_dict())
+        assert whole.next() == other.next()
 
 
 def test_a_small_set_is_one_batch():
