@@ -114,7 +114,7 @@ def test_other_type_map_is_refused(make_model, rng):
         ("auto:12", 4, 3),
         ("max:256", 100, 2),
         ("max:256", 300, 1),
-    ],  # fmt: skip
+    ],
 )
 def test_frames_per_batch(batch_size, natoms, expected):
     assert frames_per_batch(batch_size, natoms) == expected
