@@ -66,8 +66,8 @@ def read_content(path: str | Path) -> Content:
     with _short_messages():
         content: Content = _module(kind).read(file, name)
     origin = content.provenance.get("origin")
-    if kind == "native" or not isinstance(origin, dict) or "format" in origin:
-        return content
+    if not isinstance(origin, dict) or "format" in origin or origin.get("file") != file.name:
+        return content  # the provenance that we wrote ourselves
     origin = {"format": FORMATS[kind][0], **origin}
     return content._replace(provenance=content.provenance | {"origin": origin})
 
