@@ -8,7 +8,7 @@ differently there: davg and dstd are repeated for every slot, per-type vectors a
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def to_ours(name: str, value: Tensor, config: ModelConfig) -> Tensor:
     if not value.is_floating_point():
         raise ValueError(f"holds {value.dtype}, expected {dtype}")
     if name in _SLOTS:
-        value = _same_in_all_slots(value)
+        value = _same_in_all_slots(value, config.descriptor.sel)
     elif name in _DOUBLE:
         value = value.reshape(-1) if value.ndim <= 3 and value.numel() in value.shape else value
     elif name.endswith((".bias", ".idt")) and value.ndim == 2 and 1 in value.shape:
@@ -145,9 +145,10 @@ def to_ours(name: str, value: Tensor, config: ModelConfig) -> Tensor:
     return value.to(dtype).contiguous()
 
 
-def _same_in_all_slots(value: Tensor) -> Tensor:
-    if value.ndim != 3 or value.shape[1] == 0:
-        raise ValueError(f"has shape {tuple(value.shape)}, expected (ntypes, sum(sel), 4)")
+def _same_in_all_slots(value: Tensor, sel: Any) -> Tensor:
+    nnei = sum(sel) if isinstance(sel, tuple) else sel
+    if value.ndim != 3 or value.shape[1] == 0 or value.shape[1] != nnei:
+        raise ValueError(f"has shape {tuple(value.shape)}, expected (ntypes, {nnei}, 4)")
     if not bool((value == value[:, :1]).all()):
         raise ValueError("differs from slot to slot of a type, which no training makes")
     return value[:, 0]
