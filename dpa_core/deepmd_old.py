@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dpa_core.deepmd_values import number
+
 # Version 1: data among the other keys of `training`.
 _DATA = (
     "systems", "set_prefix", "batch_size", "auto_prob", "auto_prob_style", "sys_probs",
@@ -57,9 +59,12 @@ def _take(section: dict[str, Any], keys: Any) -> dict[str, Any]:
 
 def _without_decay_rate(rate: dict[str, Any], steps: Any) -> dict[str, Any]:
     """Version 1 gave the decay, and no final learning rate."""
-    numbers = [steps, *(rate.get(key) for key in ("start_lr", "decay_steps", "decay_rate"))]
-    if not all(isinstance(n, int | float) and 0 < n < math.inf for n in numbers):
+    given = [steps, *(rate.get(key) for key in ("start_lr", "decay_steps", "decay_rate"))]
+    try:
+        count, start, every, factor = (number(value) or 0 for value in given)
+    except ValueError:
         return rate
-    count, start, every, factor = numbers
+    if not (count > 0 and start > 0 and every > 0 and factor > 0):
+        return rate
     rest = {key: value for key, value in rate.items() if key != "decay_rate"}
     return rest | {"stop_lr": math.exp(math.log(factor) * (count / every)) * start}

@@ -15,7 +15,12 @@ def precision(value: Any) -> Any:
 
 
 def number(value: Any) -> Any:
-    """Refuse what cannot be calculated with."""
+    """Refuse what cannot be calculated with; 1e-3 is text to a reader of YAML."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("must be a number") from None
     if value is None or (isinstance(value, int | float) and math.isfinite(value)):
         return value
     raise ValueError("must be a number")

@@ -16,6 +16,7 @@ from dpa_core.config import TrainConfig
 from dpa_core.deepmd_input import convert, is_deepmd_input
 from dpa_core.deepmd_output import training_input
 from dpa_core.errors import ConfigError
+from dpa_core.yaml_file import read_yaml
 from tests.config.deepmd_inputs import INPUTS, TENSORFLOW, VERSION_1, VERSION_31
 
 RECORD = json.loads((Path(__file__).parents[1] / "reference" / "deepmd.json").read_text())
@@ -143,6 +144,17 @@ def test_version_1() -> None:
     assert config.training.numb_steps == 1_000_000
     assert config.learning_rate.decay_rate is None
     assert config.learning_rate.stop_lr == pytest.approx(0.005 * 0.95**200)
+
+
+def test_numbers_without_a_point_are_text_to_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "input.json"
+    rate = {"start_lr": 1e-3, "stop_lr_ratio": 1e-3, "warmup_ratio": 1e-1}
+    text = json.dumps(changed("learning_rate", rate)).replace("0.001", "1e-3")
+    assert text.count("1e-3") == 2
+    path.write_text(text)
+    assert convert(read_yaml(path)).learning_rate.stop_lr == pytest.approx(1e-6)
+    path.write_text(json.dumps(VERSION_1).replace("0.005", "5e-3"))
+    assert convert(read_yaml(path)) == convert(VERSION_1)
 
 
 def test_version_31_has_optimizer_and_warmup_in_training() -> None:
@@ -290,7 +302,9 @@ def test_what_is_written_is_recognised() -> None:
     assert all(is_deepmd_input(case["prepared"]) for case in ARGCHECK["inputs"])
 
 
-JUNK = st.sampled_from([None, True, 0, -1, 1e400, "x", "1", [], [None], {}, {"a": {}}, [[1]]])
+JUNK = st.sampled_from(
+    [None, True, 0, -1, 1e400, "x", "1", "nan", "1e999", [], [None], {}, {"a": {}}, [[1]]]
+)
 
 
 @settings(max_examples=400, deadline=None)
