@@ -172,7 +172,7 @@ def test_round_trip_and_damage(trained, tmp_path, rng):
     assert alone.config.heads == 1
     assert energies(alone, one) == energies(model.heads()[2], one)
     tensors = safetensors.torch.load_file(trained)
-    for heads, message in ((10**9, "1000000000 fitting nets"), (2, "unknown"), (4, "missing")):
+    for heads, message in ((10**9, "3000000003 layers"), (2, "unknown"), (4, "missing")):
         header = model.config.model_copy(update={"heads": heads}).model_dump_json()
         metadata = {"format": "dpaflow-model", "version": "1", "config": header, "provenance": "{}"}
         (tmp_path / "bad").write_bytes(safetensors.torch.save(tensors, metadata))
