@@ -7,7 +7,7 @@ from typing import Any
 
 DEEPEST = 60
 # Values in the largest description of a model; the numbers themselves do not count.
-MOST_VALUES = 2_000_000
+MOST_VALUES = 1_000_000
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 AGAIN = "copy or train it again"
 # Tables of pairs of types are made whole.
 _MOST_TYPES = 2000
+_MOST_NEIGHBORS = 10**6
 
 
 class Content(NamedTuple):
@@ -102,16 +103,18 @@ def _check_widths(config: ModelConfig, tensors: Mapping[str, Tensor], path: str 
     mixed = isinstance(descriptor, DPA1Config)
     nets = 1 if mixed else ntypes ** (1 if descriptor.type_one_side else 2)
     fits = config.heads * (1 if mixed else ntypes)
+    width = descriptor.neuron[-1] * descriptor.axis_neuron
+    width += fitting.numb_fparam + fitting.numb_aparam
     # How often, and the widths of layers that follow each other.
-    chains = [
-        (nets, descriptor.neuron),
-        (fits, (descriptor.neuron[-1] * descriptor.axis_neuron, *fitting.neuron, 1)),
-    ]
+    chains = [(nets, descriptor.neuron), (fits, (width, *fitting.neuron, 1))]
     layers = nets * len(descriptor.neuron) + fits * (len(fitting.neuron) + 1)
     if isinstance(descriptor, DPA1Config):
         chains.append((1, (ntypes, descriptor.tebd_dim)))
         chains.append((descriptor.attn_layer, (descriptor.neuron[-1], 3 * descriptor.attn)))
         layers += descriptor.attn_layer
+    sel = descriptor.sel
+    if sel != "auto" and (sum(sel) if isinstance(sel, tuple) else sel) > _MOST_NEIGHBORS:
+        raise ModelFileError(f"{path}: sel is above {_MOST_NEIGHBORS:,}; {AGAIN}")
     if layers > len(tensors) or ntypes > _MOST_TYPES:
         raise ModelFileError(
             f"{path}: the header describes {layers} layers for {ntypes} elements, but the file "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DTYPES = ("float64", "float32", "int64", "int32")
 # Numbers that mean the same to Python and YAML 1.1, where 010 is 8 and 1:30 is 90.
 _INTEGER, _FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?\d+\.\d*([eE][-+]\d+)?")
-_MOST_VALUES = 8_000_000
+_MOST_VALUES = 4_000_000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

@@ -15,13 +15,8 @@ import torch
 from torch import Tensor
 
 # At 100 bytes each that is the memory a hostile pickle can ask for.
-MOST_INSTRUCTIONS = 3_000_000
+MOST_INSTRUCTIONS = 1_000_000
 
-_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
-_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i", b"G": ">d"}
-_TEXTS = {b"X": "<I", b"\x8c": "<B", b"\x8d": "<Q"}
-_PUTS, _GETS = {b"q": "<B", b"r": "<I"}, {b"h": "<B", b"j": "<I"}
-_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _MARK = object()
 
 
@@ -69,6 +64,7 @@ class Unpickler:
         self._raw, self._at, self._storage = raw, 0, storage
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._push = self._stack.append
 
     def load(self) -> Any:
         """Return the pickled object.
@@ -80,10 +76,18 @@ class Unpickler:
         """
         try:
             for _ in range(MOST_INSTRUCTIONS):
-                code = self._take(1)
-                if code == b".":
+                if self._at >= len(self._raw):
+                    raise PickleError("its pickle is cut short")
+                code = self._raw[self._at]
+                self._at += 1
+                if code == _STOP:
                     return self._stack.pop()
-                self._step(code)
+                action = _TABLE[code]
+                if action is None:
+                    raise PickleError(
+                        f"its pickle uses {bytes([code])!r}, which torch never writes"
+                    )
+                action(self)
         except (IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
             raise PickleError(f"its pickle is damaged near byte {self._at}") from error
         except UnicodeDecodeError as error:
@@ -114,31 +118,17 @@ class Unpickler:
                 return items
         raise PickleError("its pickle is damaged: a mark is missing")
 
-    def _step(self, code: bytes) -> None:
-        push = self._stack.append
-        if code in _CONSTANTS:
-            push(_CONSTANTS[code])
-        elif code in _NUMBERS:
-            push(self._number(_NUMBERS[code]))
-        elif code in _TEXTS:
-            push(self._take(self._number(_TEXTS[code])).decode())
-        elif code in _PUTS:
-            self._memo[self._number(_PUTS[code])] = self._stack[-1]
-        elif code in _GETS:
-            push(self._memo[self._number(_GETS[code])])
-        elif code in _TUPLES:
-            size = _TUPLES[code]
-            self._stack[-size:] = [tuple(self._stack[-size:])]
-        elif code in _ACTIONS:
-            _ACTIONS[code](self)
-        else:
-            raise PickleError(f"its pickle uses instruction {code!r}, which torch never writes")
-
     def _skip(self, size: int) -> None:
         self._take(size)
 
-    def _push(self, value: Any) -> None:
-        self._stack.append(value)
+    def _text(self, size: str) -> None:
+        self._push(self._take(self._number(size)).decode())
+
+    def _put(self, number: int) -> None:
+        self._memo[number] = self._stack[-1]
+
+    def _tuple(self, size: int) -> None:
+        self._stack[-size:] = [tuple(self._stack[-size:])]
 
     def _memoize(self) -> None:
         self._memo[len(self._memo)] = self._stack[-1]
@@ -209,14 +199,31 @@ _ACTIONS: dict[bytes, Callable[[Unpickler], None]] = {
     b"\x81": Unpickler._new,
     b"b": Unpickler._build,
     b"Q": lambda u: u._push(u._storage(u._stack.pop())),
+    b"N": lambda u: u._push(None),
+    b"\x88": lambda u: u._push(True),  # noqa: FBT003
+    b"\x89": lambda u: u._push(False),  # noqa: FBT003
+    b"K": lambda u: u._push(u._number("<B")),
+    b"M": lambda u: u._push(u._number("<H")),
+    b"J": lambda u: u._push(u._number("<i")),
+    b"G": lambda u: u._push(u._number(">d")),
+    b"X": lambda u: u._text("<I"),
+    b"\x8c": lambda u: u._text("<B"),
+    b"\x8d": lambda u: u._text("<Q"),
+    b"q": lambda u: u._put(u._number("<B")),
+    b"r": lambda u: u._put(u._number("<I")),
+    b"h": lambda u: u._push(u._memo[u._number("<B")]),
+    b"j": lambda u: u._push(u._memo[u._number("<I")]),
+    b"\x85": lambda u: u._tuple(1),
+    b"\x86": lambda u: u._tuple(2),
+    b"\x87": lambda u: u._tuple(3),
 }
+_STOP = ord(".")
+_TABLE = [_ACTIONS.get(bytes([code])) for code in range(256)]
 
 
 def _refused(what: Any) -> PickleError:
     asked = ".".join(what)[:80] if isinstance(what, Name) else "calling what is no function"
-    return PickleError(
-        f"its pickle asks for {asked}, which is no data and was not run; do not use this file"
-    )
+    return PickleError(f"its pickle asks for {asked}, which is no data and was not run")
 
 
 def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
