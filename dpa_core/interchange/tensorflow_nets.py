@@ -118,7 +118,7 @@ class Forward:
 
 def _is_array(graph: Graph, name: str) -> bool:
     value = graph.nodes[name].attr("value")
-    return isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind == "f"
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim * value.size > 0
 
 
 def read_net(forward: Forward, names: str, final: str | None = None) -> Net | None:

@@ -13,11 +13,20 @@ import numpy as np
 import pytest
 import torch
 
+from dpa_core.batch import make_batch
+from dpa_core.config import TrainConfig, parse_config
+from dpa_core.data import write_mixed
+from dpa_core.derivatives import predict
 from dpa_core.errors import ModelFileError
 from dpa_core.finetune import remap_types
+from dpa_core.frames import Frame
 from dpa_core.interchange import protobuf, tensorflow_check
 from dpa_core.interchange.files import load_model, read_content, read_header, save_model
+from dpa_core.interchange.tensorflow_graph import Graph
+from dpa_core.interchange.tensorflow_pb import read
+from dpa_core.model import build_model
 from dpa_core.tensorflow import as_pytorch, operator_radii
+from dpa_core.train import train
 
 FOLDER = Path(__file__).parent / "tensorflow"
 RECORD = json.loads((FOLDER / "record.json").read_text())
@@ -25,6 +34,9 @@ REFUSED = [name for name in RECORD["models"] if name.startswith("no_")]
 MODELS = [name for name in RECORD["models"] if name not in REFUSED]
 # Relative to the largest entry of the tensor; float32 networks round at 1e-7.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+# The second structure has a pair 0.005 Å inside rcut. There TensorFlow's gate of the attention
+# divides rows by 1e-6, and so the rounding of the switch, 1e-16, in TensorFlow itself.
+NEAR, NEAR_TOLERANCE = 1, {"float64": 1e-7, "float32": 5e-5}
 # Below this a component is a cancelled sum: eV, eV/Å.
 FLOOR = 1e-3
 
@@ -33,12 +45,13 @@ def graph(name: str) -> Path:
     return FOLDER / f"{name}.pb"
 
 
-def largest_error(model, name: str) -> float:
-    """Largest deviation from the record, relative to the largest entry of its tensor."""
-    case, worst = RECORD["models"][name], 0.0
+def errors(model, name: str) -> list[float]:
+    """Largest deviation of every structure, relative to the largest entry of its tensor."""
+    case, found = RECORD["models"][name], []
     for system, parameters, wanted in zip(
         RECORD["systems"], case["parameters"], case["results"], strict=True
     ):
+        worst = 0.0
         result = model.evaluate(
             [system["coord"]],
             None if system["box"] is None else [system["box"]],
@@ -49,13 +62,15 @@ def largest_error(model, name: str) -> float:
             expected = np.array(values).reshape(-1)
             error = np.abs(getattr(result, key)[0].reshape(-1) - expected).max()
             worst = max(worst, error / max(np.abs(expected).max(), FLOOR))
-    return worst
+        found.append(worst)
+    return found
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_energies_forces_virials(name):
-    model = load_model(graph(name))
-    assert largest_error(model, name) < TOLERANCE[RECORD["models"][name]["precision"]]
+    precision = RECORD["models"][name]["precision"]
+    for k, error in enumerate(errors(load_model(graph(name)), name)):
+        assert error < (NEAR_TOLERANCE if k == NEAR else TOLERANCE)[precision]
 
 
 @pytest.mark.parametrize("name", ["attn0", "attn1_no_dotr", "strip0", "attn0_f32", "tebd_default"])
@@ -72,11 +87,9 @@ def test_what_they_differ_in_has_tensorflows(name):
     assert content.config.descriptor.convention == "tensorflow"
     model = load_model(graph(name))
     plain = model.config.descriptor.model_copy(update={"convention": "pytorch"})
-    from dpa_core.model import build_model
-
     other = build_model(model.config.model_copy(update={"descriptor": plain}))
     other.load_state_dict(model.state_dict())
-    assert largest_error(other, name) > 1e-7
+    assert max(errors(other, name)) > 1e-6
 
 
 def test_deep_pot_se_agrees_with_pytorch_where_sel_is_not_full():
@@ -118,8 +131,6 @@ def test_the_training_script_is_kept():
 
 @pytest.mark.parametrize("name", ["tebd_layers", "tebd_linear_same", "tebd_double", "tebd_econf"])
 def test_type_embeddings_become_an_exact_table(name):
-    from dpa_core.interchange.tensorflow_graph import Graph
-
     table = Graph(graph(name)).value("t_typeebd")
     ours = load_model(graph(name)).descriptor.type_embedding().detach().numpy()
     assert np.abs(ours - table[:-1]).max() < 2e-16
@@ -137,7 +148,7 @@ def test_radii_are_those_of_the_operator():
 
 def test_native_file_keeps_the_convention(tmp_path):
     path = save_model(load_model(graph("smooth2_exclude_davg")), tmp_path / "m.safetensors")
-    assert largest_error(load_model(path), "smooth2_exclude_davg") < 1e-10
+    assert max(errors(load_model(path), "smooth2_exclude_davg")) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["attn2_exclude_davg", "se_a_exclude", "tebd_double"])
@@ -344,8 +355,6 @@ HARM = {
 
 @pytest.mark.parametrize("kind", HARM)
 def test_hostile_files(tmp_path, kind):
-    from dpa_core.interchange.tensorflow_pb import read
-
     path = tmp_path / "bad.pb"
     path.write_bytes(HARM[kind])
     with pytest.raises(ModelFileError, match=r"bad\.pb"):
@@ -354,8 +363,6 @@ def test_hostile_files(tmp_path, kind):
 
 def test_damage_anywhere_is_one_error(tmp_path):
     """Cut and overwritten files: refused, or read as a model (a digit of a weight changed)."""
-    from dpa_core.interchange.tensorflow_pb import read
-
     data = graph("attn0_one_side").read_bytes()
     rng = np.random.default_rng(0)
     path = tmp_path / "bad.pb"
@@ -374,8 +381,6 @@ def test_huge_products_are_not_computed(tmp_path):
     size = field(1, 3) + shape(2) + field(7, number(1_000_000) * 2)
     fill = constant(b"one", DOUBLE + field(6, ONE)) + constant(b"size", size)
     path.write_bytes(fill + node(b"t", b"Fill", b"size", b"one"))
-    from dpa_core.interchange.tensorflow_graph import Graph
-
     with pytest.raises(ModelFileError, match="cannot be computed"):
         Graph(path).value("t")
 
@@ -383,13 +388,38 @@ def test_huge_products_are_not_computed(tmp_path):
 def test_training_a_model_of_tensorflow():
     """Gradients reach every weight, with the second derivatives that forces need."""
     model = load_model(graph("smooth2_davg"))
-    from dpa_core.batch import make_batch
-    from dpa_core.derivatives import predict
-    from dpa_core.frames import Frame
-
     system = RECORD["systems"][0]
     one = Frame(np.array(system["coord"]), np.array(system["atype"]), np.array(system["box"]))
     prediction = predict(model, make_batch([one], model.spec), create_graph=True)
     (prediction.force.square().sum() + prediction.energy.sum()).backward()
     lost = [n for n, p in model.named_parameters() if p.grad is None or not torch.any(p.grad)]
     assert not lost
+
+
+@pytest.mark.parametrize("name", ["attn2_davg", "v2_attn2", "se_a", "atom_ener"])
+def test_finetuning_a_model_of_tensorflow(tmp_path, name):
+    """The whole road: graph -> bias -> training -> native file, with TensorFlow's formulas."""
+    rng = np.random.default_rng(2)
+    nf = load_model(graph(name)).config.fitting_net.numb_fparam
+    frames = [
+        Frame(
+            rng.uniform(0, 5, (4, 3)), np.array([0, 1, 2, 1]), 5 * np.eye(3), float(rng.normal()),
+            rng.normal(size=(4, 3)), fparam=rng.normal(size=nf) if nf else None,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    write_mixed(frames, ("O", "H", "Cu"), tmp_path / "data")
+    data = {"systems": [str(tmp_path / "data")], "batch_size": 2}
+    config = {
+        "model": {"type_map": ["O", "H", "Cu"]},
+        "training": {"training_data": data, "numb_steps": 3},
+        "finetune": {"model": str(graph(name))},
+    }
+    summary = train(parse_config(TrainConfig, config, "test"), tmp_path / "run")
+    tuned, before = load_model(summary.model), load_model(graph(name))
+    assert tuned.config.descriptor == before.config.descriptor
+    assert tuned.config.fitting_net == before.config.fitting_net
+    weights = zip(before.named_parameters(), tuned.parameters(), strict=True)
+    kept = [weight for (weight, old), new in weights if torch.equal(old, new)]
+    # What an atom in vacuum shares with every other is subtracted.
+    assert kept == (["fitting.nets.0.layers.2.bias"] if name == "atom_ener" else [])
