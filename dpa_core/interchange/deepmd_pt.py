@@ -53,6 +53,8 @@ def read(path: Path, name: str | None = None) -> Content:
     section, branch = _branch(extra["model_params"], name, path)
     prefix = f"model.{branch}."
     tensors = {k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)}
+    if not tensors:
+        raise ModelFileError(f"{path}: holds no tensors of branch {branch!r}; {AGAIN}")
     infos = extra.get("train_infos")
     step = infos.get("step") if isinstance(infos, dict) else None
     step = step if isinstance(step, int) else None

@@ -185,6 +185,7 @@ def _other_data_set(file: h5py.File, rng: Rng) -> None:
     elif what == 3:
         file.create_dataset(name, data=old.reshape(-1)[: rng.randrange(old.size + 1)])
     elif what == 4:
+        old = old.astype(float)
         old.reshape(-1)[rng.randrange(old.size)] = rng.choice((np.nan, np.inf, 1e308, -1e-320))
         file.create_dataset(name, data=old)
     elif what == 5:
