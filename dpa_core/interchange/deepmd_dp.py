@@ -7,6 +7,8 @@ the array.
 from __future__ import annotations
 
 import json
+import mmap
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ def read(path: Path, name: str | None = None) -> Content:
     from dpa_core.interchange.deepmd_dict import content_of, refuse_name
 
     refuse_name(path, name)
+    _check_length(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             data = _Arrays(file, path).into(parse_json(_text(file, path)))
@@ -40,6 +43,29 @@ def read(path: Path, name: str | None = None) -> Content:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path}: damaged, cannot be read: {reason}; {AGAIN}") from error
     return content_of(data, path)
+
+
+def _check_length(path: Path) -> None:
+    """Check how long the file says its text `json` is.
+
+    HDF5 asks for that much memory before it looks for the text and finds it shorter. No function
+    of HDF5 tells the number, so it is looked up in the attribute's message: version, flags, sizes
+    of name, type and space, then these three (padded in version 1), then the length.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        at = raw.find(b"json\0")
+        while at >= 0:
+            for version, head in ((1, 8), (2, 8), (3, 9)):
+                start = at - head
+                if start < 0 or raw[start] != version:
+                    continue
+                parts = struct.unpack_from("<HHH", raw, start + 2)
+                pad = 8 if version == 1 else 1
+                data = at + sum(-(-part // pad) * pad for part in parts)
+                if int.from_bytes(raw[data : data + 4], "little") > size:
+                    raise ModelFileError(f"{path}: damaged: its text is longer than it; {AGAIN}")
+            at = raw.find(b"json\0", at + 1)
 
 
 def _text(file: h5py.File, path: Path) -> str | bytes:

@@ -323,6 +323,15 @@ _each(".dp", _data_set, {
 })  # fmt: skip
 
 
+@case(".dp", "its text is longer than it")
+def _length_of_four_gigabytes(path: Path) -> None:
+    """In the heap reference of the attribute, where HDF5 believes it."""
+    GOOD[".dp"](path)
+    with h5py.File(path) as file:
+        size = struct.pack("<I", len(file.attrs["json"].encode()))
+    path.write_bytes(path.read_bytes().replace(size, b"\xf0\xff\xff\xff", 1))
+
+
 # The same as text.
 
 
