@@ -27,6 +27,8 @@ TOLERANCE = {"float64": 1e-8, "float32": 1e-5}
 # Rounding of the bias, which may be much larger than what it is added to.
 ROUNDING = 1e-14
 ATOMS = 6
+# Elements of the attention of all atoms together.
+MAX_ATTENTION = 2**23
 CLOSEST = 0.35
 
 
@@ -80,8 +82,8 @@ def made_up_atoms(op: Operator) -> Atoms:
     """Make a few centres of different types with neighbours of all types."""
     rng = np.random.default_rng(0)
     ntypes, total = op.ntypes, sum(op.sel)
-    chosen = np.linspace(0, ntypes - 1, min(ATOMS, ntypes)).round().astype(np.int64)
-    atype = np.sort(np.concatenate([chosen, chosen[: max(0, ATOMS - ntypes)]]))
+    count = max(1, min(ATOMS, MAX_ATTENTION // total**2))
+    atype = np.sort(np.linspace(0, ntypes - 1, count).round().astype(np.int64))
     n = len(atype)
     radius = rng.uniform(CLOSEST, 1.02, (n, total)) * op.rcut
     radius[0, :1] = op.rcut * 0.9995

@@ -14,6 +14,8 @@ from dpa_core.tensorflow import operator_radii
 
 TABLE = "t_typeebd"
 STRIP = "_two_side_ebd"
+# More neighbours than any model has.
+MAX_SEL = 20_000
 
 
 class Operator(NamedTuple):
@@ -59,13 +61,17 @@ def read_operator(forward: Forward, name: str) -> Operator:
     rcut, rcut_smth, sel = (node.attr(k) for k in ("rcut_r", "rcut_r_smth", "sel_a"))
     if not all(isinstance(r, float) and np.isfinite(r) for r in (rcut, rcut_smth)):
         raise graph.error(f"node {name!r} has no radii rcut_r, rcut_r_smth")
-    if not isinstance(sel, list) or not sel or min(sel) < 0 or sum(sel) < 1 or sum(sel) > 10**6:
+    if not isinstance(sel, list) or not sel or min(sel) < 0 or not 0 < sum(sel) <= MAX_SEL:
         raise graph.error(f"node {name!r} has sel_a {sel!r}; expected numbers of neighbours")
     statistics = []
     for k, what in ((5, "t_avg"), (6, "t_std")):
-        inputs = graph.inputs(name)
-        values = forward.take(graph.source(inputs[k][0])) if len(inputs) > k else None
-        if values is None or values.ndim != 2 or values.shape[1] != 4 * sum(sel):
+        values = forward.take(graph.source(graph.input(name, k)))
+        if (
+            values is None
+            or values.size == 0
+            or values.ndim != 2
+            or values.shape[1] != 4 * sum(sel)
+        ):
             raise graph.error(f"node {name!r}: {what} does not fit sel {sel}")
         rows = values.reshape(len(values), -1, 4)
         if (rows != rows[:, :1]).any():
@@ -237,10 +243,13 @@ def _temperature(forward: Forward, scope: str) -> float:
     product = _products(forward, scope)
     if not product:
         raise forward.graph.error(f"{scope}: queries and keys are not multiplied")
-    left = forward.graph.inputs(product[0])[0][0]
+    left = forward.graph.input(product[0], 0)
     if forward.op(left) != "RealDiv":
         return 1.0
-    return 1.0 / float(forward.graph.value(forward.graph.inputs(left)[1][0]))
+    divisor = forward.graph.scalar(forward.graph.input(left, 1))
+    if divisor == 0:
+        raise forward.graph.error(f"{scope}: queries are divided by 0")
+    return 1.0 / divisor
 
 
 def _epsilon(forward: Forward, scope: str) -> float:
@@ -252,11 +261,10 @@ def _epsilon(forward: Forward, scope: str) -> float:
         if forward.op(name).startswith("FusedBatchNorm"):
             return float(str(np.float32(graph.nodes[name].attr("epsilon") or 1e-4)))
         if forward.op(name) in ("Sqrt", "Rsqrt"):
-            (source, _), *_ = graph.inputs(name)
+            source = graph.input(name, 0)
             for value, _ in graph.inputs(source) if forward.op(source).startswith("Add") else []:
-                if forward.op(value) == "Const" and graph.array(value).size == 1:
-                    number = graph.array(value)
-                    return float(number) if number.dtype == np.float64 else float(str(number))
+                if forward.op(value) == "Const":
+                    return graph.scalar(value)
     raise graph.error(f"{scope}: no epsilon of the layer normalisation is found")
 
 
@@ -301,9 +309,9 @@ def _mask_pairs(forward: Forward, shape: tuple[int, int]) -> list[tuple[int, int
 def _fills_with_average(forward: Forward, op: Operator) -> bool:
     """Whether rows of excluded neighbours are replaced by davg, as smooth attention does."""
     graph = forward.graph
-    average = graph.source(graph.inputs(op.name)[5][0])
+    average = graph.source(graph.input(op.name, 5))
     return any(
-        average in graph.order(graph.inputs(n)[2][0], stop=[op.name])
+        average in graph.order(graph.input(n, 2), stop=[op.name])
         for n in forward.with_op("Select", "SelectV2")
     )
 
@@ -320,7 +328,7 @@ def _exact_radii(forward: Forward, op: Operator, *, smooth: bool) -> tuple[float
     graph = forward.graph
     rcut, start = (float(str(np.float32(r))) for r in (op.rcut, op.rcut_smth))
     if "descrpt_attr/rcut" in graph.nodes:
-        exact = float(graph.array("descrpt_attr/rcut").reshape(-1)[0])
+        exact = graph.scalar("descrpt_attr/rcut")
         rcut = exact if np.float32(exact) == np.float32(op.rcut) else rcut
     for name in forward.with_op("Mul") if smooth else []:
         for source, _ in graph.inputs(name):

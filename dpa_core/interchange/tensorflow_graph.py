@@ -78,6 +78,22 @@ class Graph:
                 result.append((source, int(number) if number.isdecimal() else 0))
         return result
 
+    def input(self, name: str, k: int) -> str:
+        """Return the node that a node reads as its input `k`."""
+        inputs = self.inputs(name)
+        if k >= len(inputs) or inputs[k][0] not in self.nodes:
+            raise self.file.error(f"node {name!r} ({self.nodes[name].op}) lacks input {k}")
+        return inputs[k][0]
+
+    def scalar(self, name: str) -> float:
+        """Return the one number a node amounts to, which must be finite."""
+        value = np.asarray(self.value(name))
+        if value.size != 1 or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
+            raise self.error(f"node {name!r} is {value.reshape(-1)[:3]}, expected one number")
+        number = value.reshape(-1)[0]
+        # 0.001 in single precision stands for 0.001, not for 0.00100000005.
+        return float(str(number)) if value.dtype == np.float32 else float(number)
+
     def array(self, name: str) -> NDArray[Any]:
         """Return the array of a constant node."""
         if name not in self._arrays:
@@ -104,7 +120,7 @@ class Graph:
         for _ in range(20):
             if self.nodes[name].op not in ("Identity", "ReadVariableOp", "Cast"):
                 break
-            name = self.inputs(name)[0][0]
+            name = self.input(name, 0)
         return name
 
     def value(

@@ -203,7 +203,7 @@ def activation_behind(forward: Forward, matrix: str) -> str:
         return name
     if "Less" in ops and "Sigmoid" in ops:
         (less,) = [n for n in users if forward.op(n) == "Less"][:1]
-        return f"silut:{float(forward.graph.value(forward.graph.inputs(less)[1][0]))}"
+        return f"silut:{forward.graph.scalar(forward.graph.input(less, 1))}"
     if ops == {"Mul", "Sigmoid"}:
         return "silu"
     if "Pow" in ops:

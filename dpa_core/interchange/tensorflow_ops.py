@@ -6,6 +6,7 @@ and the proof that a model read from a graph computes what the graph computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,12 @@ def _tile(_: Node, x: Arrays) -> Any:
 
 
 def _reshape(_: Node, x: Arrays) -> Any:
-    return np.reshape(x[0], tuple(int(n) for n in np.atleast_1d(x[1])))
+    value, sizes = np.asarray(x[0]), [int(n) for n in np.atleast_1d(x[1])]
+    if value.size == 0 and -1 in sizes and 0 in sizes:
+        # TensorFlow finds the missing number from the axes that are not empty.
+        given = math.prod(n for n in value.shape if n)
+        sizes[sizes.index(-1)] = given // math.prod(n for n in sizes if n > 0)
+    return np.reshape(value, tuple(sizes))
 
 
 def _simple(function: Callable[..., Any]) -> Callable[[Node, Arrays], Any]:

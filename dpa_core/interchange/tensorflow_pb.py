@@ -30,6 +30,7 @@ from dpa_core.interchange.tensorflow_graph import Graph
 from dpa_core.interchange.tensorflow_nets import ENERGY, Forward, read_net, tensor, tensors_of
 from dpa_core.interchange.tensorflow_ops import OPS
 from dpa_core.interchange.tensorflow_script import check_script
+from dpa_core.tensorflow import own_skips
 
 SUPPORTED = "supported are energy models of se_atten, se_atten_v2 and se_e2_a, not compressed"
 OPERATORS = ("ProdEnvMatA", "ProdEnvMatAMix", "DescrptSeA")
@@ -153,7 +154,7 @@ def _fitting(
     tensors["fitting.bias_atom_e"] = tensor(np.zeros(ntypes) if bias is None else bias, "float64")
     vacuum = [_is_used_twice(forward, f"layer_0{tail}/matrix") for tail in tails]
     widths = first.widths[:-1]
-    own = _own_skips(first.width_in, widths) or (mixed and any(vacuum)) or first.own_gelu
+    own = own_skips(first.width_in, widths) or (mixed and any(vacuum)) or first.own_gelu
     config = {
         "neuron": widths,
         "activation_function": first.activation,
@@ -167,13 +168,6 @@ def _fitting(
         "convention": "tensorflow" if own else "pytorch",
     }  # fmt: skip
     return config, tensors
-
-
-def _own_skips(width_in: int, widths: list[int]) -> bool:
-    """Whether PyTorch's rule for skip connections would differ."""
-    ins = [width_in, *widths]
-    pairs = list(zip(ins, widths, strict=False))
-    return any(o == 2 * i for i, o in pairs) or bool(pairs and pairs[0][0] == pairs[0][1])
 
 
 def _is_used_twice(forward: Forward, matrix: str) -> bool:
@@ -190,7 +184,7 @@ def _parameters(forward: Forward, kind: str, tensors: dict[str, Tensor]) -> int:
     attribute = f"fitting_attr/d{kind}"
     average = forward.take(f"fitting_attr/t_{kind}_avg")
     inverse = forward.take(f"fitting_attr/t_{kind}_istd")
-    stated = int(graph.array(attribute)) if attribute in graph.nodes else None
+    stated = graph.scalar(attribute) if attribute in graph.nodes else None
     count = 0 if average is None else int(average.size)
     if stated not in (None, count) or (inverse is None) != (average is None):
         raise graph.error(
@@ -261,7 +255,7 @@ def _origin(graph: Graph, script: dict[str, Any] | None) -> dict[str, Any]:
     }
     distance = "train_attr/min_nbor_dist"
     if distance in graph.nodes:
-        origin["trained"] = {"min_nbor_dist": float(graph.array(distance).reshape(-1)[0])}
+        origin["trained"] = {"min_nbor_dist": graph.scalar(distance)}
     if script is not None:
         origin["input"] = script
     return origin

@@ -36,7 +36,7 @@ MODELS = [name for name in RECORD["models"] if name not in REFUSED]
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 # The second structure has a pair 0.005 Å inside rcut. There TensorFlow's gate of the attention
 # divides rows by 1e-6, and so the rounding of the switch, 1e-16, in TensorFlow itself.
-NEAR, NEAR_TOLERANCE = 1, {"float64": 1e-7, "float32": 5e-5}
+NEAR, NEAR_TOLERANCE = 1, {"float64": 5e-7, "float32": 5e-5}
 # Below this a component is a cancelled sum: eV, eV/Å.
 FLOOR = 1e-3
 
