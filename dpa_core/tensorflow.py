@@ -123,3 +123,10 @@ def operator_radii(rcut: float, rcut_smth: float) -> tuple[float, float]:
     start = np.float32(rcut_smth)
     width = np.float32(rcut) - start
     return float(start) + float(width), float(start)
+
+
+def own_skips(width_in: int, widths: list[int]) -> bool:
+    """Whether skip connections of a fitting net of these widths differ from PyTorch's."""
+    ins = [width_in, *widths]
+    pairs = list(zip(ins, widths, strict=False))
+    return any(o == 2 * i for i, o in pairs) or bool(pairs and pairs[0][0] == pairs[0][1])

@@ -30,6 +30,7 @@ from dpa_core.interchange.deepmd_check import (
     require,
 )
 from dpa_core.interchange.deepmd_names import Names, to_ours
+from dpa_core.tensorflow import own_skips
 
 DESCRIPTOR_VERSIONS = {"dpa1": 4, "se_atten": 4, "se_atten_v2": 4, "se_e2_a": 3, "se_a": 3}
 
@@ -72,6 +73,8 @@ def content_of(data: Any, path: Path) -> Content:
     try:
         model = mapping(data, "the file")["model"]
         config = _config(mapping(model, "model"), path)
+        if data.get("backend") == "TensorFlow":
+            config = _with_own_formulas(config)
         check_parts(model, config)
         tensors = _tensors(model, config)
     except KeyError as error:
@@ -119,6 +122,29 @@ def _config(model: dict[str, Any], path: Path) -> ModelConfig:
         "preset_out_bias": _preset(model),
     }
     return parse_config(ModelConfig, section, f"{path.name}: model")
+
+
+def _with_own_formulas(config: ModelConfig) -> ModelConfig:
+    """Return the model that was trained where the TensorFlow backend wrote the dictionary.
+
+    The numbers must be those of that backend, not what PyTorch makes of the same dictionary.
+    For DPA-1 it does not say enough: attention has temperature 1 there, written as null, and type
+    embeddings pass a tanh.
+    """
+    descriptor, fitting = config.descriptor, config.fitting_net
+    if descriptor.type == "dpa1":
+        raise Refused(
+            "a DPA-1 model written by the TensorFlow backend, whose formulas this format does "
+            "not hold (its attention has temperature 1, which is written as null); give the "
+            "frozen graph (.pb) that the file was made from"
+        )
+    width_in = descriptor.neuron[-1] * descriptor.axis_neuron
+    width_in += fitting.numb_fparam + fitting.numb_aparam
+    gelu = fitting.activation_function == "gelu_tf" and fitting.precision == "float64"
+    if gelu or own_skips(width_in, list(fitting.neuron)):
+        fitting = fitting.model_copy(update={"convention": "tensorflow"})
+    descriptor = descriptor.model_copy(update={"convention": "tensorflow"})
+    return config.model_copy(update={"descriptor": descriptor, "fitting_net": fitting})
 
 
 def _descriptor(data: dict[str, Any], kind: str) -> dict[str, Any]:

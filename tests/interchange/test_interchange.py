@@ -31,8 +31,8 @@ SETS = option_sets()
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 SWAPPED = [1, 0, 2]
 BY_RULE = [name for name in RECORD if not name.startswith("trained")]
-DICTIONARIES = sorted(path.name for path in FILES.iterdir() if path.suffix in (".dp", ".yaml"))
-CHECKPOINTS = sorted(path.name for path in FILES.glob("*.pt"))
+DICTIONARIES = [name for name in RECORD if name.endswith((".dp", ".yaml"))]
+CHECKPOINTS = [name for name in RECORD if name.endswith(".pt")]
 
 
 def our_model(section: dict[str, Any]) -> Potential:
@@ -119,6 +119,37 @@ def test_provenance_of_deepmd_files(name: str) -> None:
 def test_step_of_a_checkpoint_is_kept() -> None:
     """DeePMD-kit counts from 0: this is `trained_dpa1-3.pt`, the third step's."""
     assert read_header(FILES / "trained_dpa1.pt")["provenance"]["origin"]["step"] == 2
+
+
+# The TensorFlow backend writes the same dictionary, but does not always compute what it says.
+
+
+def test_dictionary_of_the_tensorflow_backend() -> None:
+    """Numbers of the model that was trained; made by `dp convert-backend se_a.pb x.dp`."""
+    folder = Path(__file__).parent / "tensorflow"
+    record = json.loads((folder / "record.json").read_text())
+    model, graph = load_model(FILES / "tensorflow_se_a.dp"), load_model(folder / "se_a.pb")
+    for key, value in graph.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    for asked, answers in zip(record["systems"], record["models"]["se_a"]["results"], strict=True):
+        result = evaluate(model, asked)
+        for key in ("energy", "force", "virial"):
+            expected = np.ravel(answers[key])
+            found = getattr(result, key).reshape(-1)
+            atol = 1e-10 * np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=key)
+
+
+def test_dpa1_dictionary_of_the_tensorflow_backend_is_refused(tmp_path: Path) -> None:
+    """It says temperature null where the backend computes with 1."""
+    path = tmp_path / "x.dp"
+    path.write_bytes((FILES / "davg_exclude.dp").read_bytes())
+    with h5py.File(path, "r+") as file:
+        data = json.loads(file.attrs["json"])
+        assert data["backend"] == "PyTorch"
+        file.attrs["json"] = json.dumps(data | {"backend": "TensorFlow"})
+    with pytest.raises(ModelFileError, match=r"TensorFlow backend.*give the frozen graph \(\.pb\)"):
+        load_model(path)
 
 
 # Cells.
@@ -271,7 +302,7 @@ def checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-@pytest.mark.parametrize("name", [n for n in CHECKPOINTS if n != "trained_two.pt"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint_is_that_of_deepmd(name: str, tmp_path: Path) -> None:
     """Same names, shapes and precisions, so that `--init-model` and `--finetune` take it."""
     theirs = checkpoint(FILES / name)
