@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from dpa_core.errors import ConfigError
 
 Precision = Literal["float32", "float64"]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 # Whose formulas: DeePMD-kit's PyTorch and TensorFlow backends differ in details.
 Convention = Literal["pytorch", "tensorflow"]
 
@@ -73,7 +74,7 @@ class _Descriptor(Config):
     """Arithmetic of the networks; coordinates and energy sums are always float64."""
     trainable: bool = True
     """False freezes the descriptor."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the initial weights; the training seed when None."""
     convention: Convention = "pytorch"
     """DeePMD-kit's backend whose formulas hold; tensorflow for models read from its graphs."""
@@ -162,7 +163,7 @@ class FittingConfig(Config):
     """Cutoff of small singular values in the energy-bias fit; None is NumPy's default."""
     trainable: bool = True
     """False freezes the fitting net."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the initial weights; the training seed when None."""
     convention: Convention = "pytorch"
     """See the descriptor's. tensorflow: skips only where hidden widths are equal."""

@@ -7,8 +7,9 @@ the array.
 from __future__ import annotations
 
 import json
-import mmap
-import struct
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,88 +36,54 @@ def read(path: Path, name: str | None = None) -> Content:
     from dpa_core.interchange.deepmd_dict import content_of, refuse_name
 
     refuse_name(path, name)
-    _check_length(path)
+    text, arrays = _read_apart(path)
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            data = _Arrays(file, path).into(parse_json(_text(file, path)))
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        data = _with_arrays(parse_json(text), arrays)
+    except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path}: damaged, cannot be read: {reason}; {AGAIN}") from error
     return content_of(data, path)
 
 
-def _check_length(path: Path) -> None:
-    """Check how long the file says its text `json` is.
-
-    HDF5 asks for that much memory before it looks for the text and finds it shorter. No function
-    of HDF5 tells the number, so it is looked up in the attribute's message: version, flags, sizes
-    of name, type and space, then these three (padded in version 1), then the length.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        at = raw.find(b"json\0")
-        while at >= 0:
-            for version, head in ((1, 8), (2, 8), (3, 9)):
-                start = at - head
-                if start < 0 or raw[start] != version:
-                    continue
-                parts = struct.unpack_from("<HHH", raw, start + 2)
-                pad = 8 if version == 1 else 1
-                data = at + sum(-(-part // pad) * pad for part in parts)
-                if int.from_bytes(raw[data : data + 4], "little") > size:
-                    raise ModelFileError(f"{path}: damaged: its text is longer than it; {AGAIN}")
-            at = raw.find(b"json\0", at + 1)
-
-
-def _text(file: h5py.File, path: Path) -> str | bytes:
-    if "json" not in file.attrs:
-        raise ModelFileError(f"{path}: an HDF5 file, but not a model: it has no attribute 'json'")
-    attribute = file.attrs.get_id("json")
-    # Memory is asked for what an attribute claims, not for what the file has.
-    if attribute.shape != () or attribute.dtype.itemsize > path.stat().st_size:
-        raise ModelFileError(f"{path}: the attribute 'json' is no text; {AGAIN}")
-    text = file.attrs["json"]
-    if not isinstance(text, str | bytes):
-        raise ModelFileError(f"{path}: the attribute 'json' is no text; {AGAIN}")
-    return text
+def _read_apart(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Text and data sets, or what is wrong with them, read by a process of its own."""
+    script = Path(__file__).with_name("hdf5_child.py")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), str(path.absolute())],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1][:300] if lines and done.returncode == 1 else "HDF5 crashed or hung"
+        raise ModelFileError(f"{path}: {reason}; {AGAIN}")
+    start = done.stdout.index(b"\n") + 1
+    head = json.loads(done.stdout[:start])
+    at = start + head["text"]
+    sets: dict[str, Any] = head["sets"]
+    for name, found in sets.items():
+        if not isinstance(found, str):
+            kind, shape = np.dtype(found[0]), found[1]
+            sets[name] = np.frombuffer(done.stdout, kind, math.prod(shape), at).reshape(shape)
+            at += sets[name].nbytes
+    return done.stdout[start : start + head["text"]], sets
 
 
-class _Arrays:
-    """Puts arrays where the dictionary names their data sets."""
-
-    def __init__(self, file: h5py.File, path: Path) -> None:
-        self._file, self._path = file, path
-        self._left = path.stat().st_size
-
-    def into(self, data: Any, inside: bool = False) -> Any:
-        """Replace the names, which stand inside `@variables` only."""
-        if isinstance(data, dict):
-            return {k: self.into(v, inside or k == "@variables") for k, v in data.items()}
-        if isinstance(data, list):
-            return [self.into(v, inside) for v in data]
-        if not inside or data is None:
-            return data
-        return self._array(data) if isinstance(data, str) else np.asarray(data)
-
-    def _array(self, name: str) -> np.ndarray:
-        key = name.lstrip("/")
-        if "/" in key or not isinstance(self._file.get(key, getlink=True), h5py.HardLink):
-            raise self._error(name, "is missing or lies elsewhere")
-        data = self._file[key]
-        if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
-            raise self._error(name, "is not an array of this file")
-        if data.dtype.kind not in "fiub":
-            raise self._error(name, f"holds {data.dtype}, not numbers")
-        if data.chunks is not None or data.id.get_storage_size() != data.nbytes:
-            raise self._error(name, "is compressed, in pieces or not all there")
-        # A data set may be named many times, each time it is read anew.
-        self._left -= data.nbytes
-        if self._left < 0:
-            raise self._error(name, f"claims {data.nbytes:,} bytes, which the file does not have")
-        return np.asarray(data[()])
-
-    def _error(self, name: str, what: str) -> ModelFileError:
-        return ModelFileError(f"{self._path}: data set {name[:80]!r} {what}; {AGAIN}")
+def _with_arrays(data: Any, arrays: dict[str, Any], inside: bool = False) -> Any:
+    """Replace the names of data sets, which stand inside `@variables` only."""
+    if isinstance(data, dict):
+        return {k: _with_arrays(v, arrays, inside or k == "@variables") for k, v in data.items()}
+    if isinstance(data, list):
+        return [_with_arrays(v, arrays, inside) for v in data]
+    if not inside or data is None:
+        return data
+    if not isinstance(data, str):
+        return np.asarray(data)
+    found = arrays.get(data.lstrip("/"), "is missing or lies elsewhere")
+    if isinstance(found, str):
+        raise ValueError(f"data set {data[:80]!r} {found}")
+    return found
 
 
 def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None) -> Path:

@@ -138,7 +138,8 @@ def _array(data: dict[Any, Any]) -> Any:
         return data
     if data.get("dtype") not in _DTYPES:
         raise ValueError(f"an array of {data.get('dtype')!r}; allowed: {', '.join(_DTYPES)}")
-    return np.array(data["value"], dtype=data["dtype"])
+    with np.errstate(over="ignore"):  # inf is refused later
+        return np.array(data["value"], dtype=data["dtype"])
 
 
 def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None) -> Path:

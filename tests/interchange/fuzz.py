@@ -53,7 +53,7 @@ def _samples(kind: str) -> list[bytes]:
 def check(path: Path) -> str:
     """Read a file; return "model", "refused" or what went wrong."""
     result = "model"
-    for read in (load_model, read_header):
+    for read in (load_model,) if path.suffix == ".dp" else (load_model, read_header):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
