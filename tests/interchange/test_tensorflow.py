@@ -97,6 +97,11 @@ def test_deep_pot_se_agrees_with_pytorch_where_sel_is_not_full():
     plain = as_pytorch(model.config, davg_zero=False)
     assert plain is not None
     assert plain.descriptor.convention == "pytorch"
+    other = build_model(plain)
+    other.load_state_dict(model.state_dict())
+    full, *room = errors(other, "se_a")
+    assert full > 1e-7
+    assert max(room) < 1e-10
     exclusions = load_model(graph("se_a_exclude")).config
     assert as_pytorch(exclusions, davg_zero=False) is None
     assert as_pytorch(exclusions, davg_zero=True) is not None
