@@ -11,6 +11,7 @@ import numpy as np
 
 from dpa_core.errors import ConfigError, ModelFileError
 from ops.deepmd_kit import FROZEN, convert_backend, find_dp, how_to_install
+from ops.storage import is_url
 
 if TYPE_CHECKING:
     from dpa_core.model import Potential
@@ -59,10 +60,12 @@ def convert(source: str | Path, target: Path) -> Copy:
         The source cannot be read, the format cannot hold the model, or what was written is
         another model.
     ConfigError
-        The format needs DeePMD-kit, which is not installed.
+        The format needs DeePMD-kit, which is not installed; or the target is a URL.
     """
     from dpa_core.interchange.files import load_model, save_model
 
+    if is_url(target):
+        raise ConfigError(f"{target}: models are written to files here; copy the file there")
     model = load_model(source)
     if target.suffix.lower() not in FROZEN:
         return check_copy(model, save_model(model, target))
@@ -120,10 +123,10 @@ def export(source: str | Path, target: Path) -> list[Exported]:
     """
     from dpa_core.interchange.files import load_model
 
-    if target.suffix.lower() not in FROZEN:
+    if is_url(target) or target.suffix.lower() not in FROZEN:
         raise ConfigError(
-            f"{target}: LAMMPS reads frozen models of DeePMD-kit; allowed are {', '.join(FROZEN)}, "
-            f"not {target.suffix or 'no suffix'!r}"
+            f"{target}: LAMMPS reads frozen models of DeePMD-kit; give a file here that ends with "
+            f"{', '.join(FROZEN[:-1])} or {FROZEN[-1]}"
         )
     found = members(source)
     written = []
@@ -226,31 +229,40 @@ def trained_elements(provenance: Mapping[str, Any]) -> list[str] | None:
     found: dict[str, None] = {}
     known = False
     for level in _generations(provenance):
-        names = level.get("elements") or level.get("origin", {}).get("observed_type")
-        known |= names is not None
-        found |= dict.fromkeys(names or ())
+        names = level.get("elements") or _block(level, "origin").get("observed_type")
+        if isinstance(names, list):
+            known = True
+            found |= dict.fromkeys(map(str, names))
     return list(found) if known else None
 
 
 def _generations(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield what is told of a model, then of those it was finetuned from; oldest last."""
-    level: Mapping[str, Any] | None = provenance
+    level = provenance
     while level:
         yield level
-        level = level.get("finetuned_from", {}).get("provenance")
+        level = _block(_block(level, "finetuned_from"), "provenance")
+
+
+def _block(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of what a file tells about itself, which may be anything."""
+    found = document.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _made_by(provenance: Mapping[str, Any]) -> str:
     """Return the way of a model in words, newest first."""
     parts = []
     for level in _generations(provenance):
-        if "bias" in level:
-            parts.append(f"energy bias refitted ({level['bias'].get('mode')})")
+        if bias := _block(level, "bias"):
+            parts.append(f"energy bias refitted ({bias.get('mode')})")
         if "steps" in level:
-            own = level.get("software", {}).get("dpaflow", "?")
+            own = _block(level, "software").get("dpaflow", "?")
             parts.append(f"trained by dpaflow {own}, {level['steps']} steps")
-        if "finetuned_from" in level:
-            parts.append(f"from {level['finetuned_from']['file']}")
-        facts = {k: v for k, v in level.get("origin", {}).items() if isinstance(v, str | int)}
-        parts += [f"{name} {value}" for name, value in facts.items() if name != "format"]
+        if before := _block(level, "finetuned_from"):
+            parts.append(f"from {before.get('file')}")
+        facts = _block(level, "origin").items()
+        parts += [
+            f"{k} {v}" for k, v in facts if isinstance(v, str | int | float) and k != "format"
+        ]
     return "; ".join(parts) or "not recorded"

@@ -37,7 +37,7 @@ def check(folder: Path) -> list[Check]:
     checks = [_python()]
     checks += [_package(name, required=True) for name in REQUIRED]
     checks += [_package(name, required=False) for name in OPTIONAL]
-    return [*checks, *_dflow(), *_torch(), _memory(), *_disk(folder)]
+    return [*checks, *_dflow(), *_torch(), _deepmd(), _memory(), *_disk(folder)]
 
 
 def lines(checks: list[Check], width: int = 0) -> list[str]:
@@ -90,6 +90,19 @@ def _torch() -> list[Check]:
         Check("torch works", "ok", device),
         Check("threads", "ok", f"{threads}; execution.parallel x threads should not exceed cores"),
     ]
+
+
+def _deepmd() -> Check:
+    """Look for DeePMD-kit, which nothing but files for LAMMPS needs."""
+    from dpa_core.errors import ConfigError
+    from ops.deepmd_kit import find_dp
+
+    try:
+        command = find_dp()
+    except ConfigError as error:
+        return Check("DeePMD-kit", "warning", str(error))
+    found = "not installed; only model files for LAMMPS need it" if command is None else command[0]
+    return Check("DeePMD-kit", "ok", found)
 
 
 def _memory() -> Check:

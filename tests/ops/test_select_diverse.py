@@ -258,7 +258,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     descriptor = {"type": "dpa1", "rcut": 4.0, "rcut_smth": 3.0, "sel": 30, "neuron": [4, 8],
                   "axis_neuron": 4, "attn_layer": 0}  # fmt: skip
     settings_ = {"type_map": TYPES, "descriptor": descriptor, "fitting_net": {"neuron": [8]}}
-    path = tmp_path_factory.mktemp("model") / "model.dpa"
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
     save_model(build_model(ModelConfig.model_validate(settings_), seed=1), path)
     return path
 

@@ -243,6 +243,8 @@ def test_elements_of_a_long_way():
     second["finetuned_from"]["provenance"] = foreign
     assert model_files.trained_elements(second) == ["Cu", "H", "O"]
     assert model_files.trained_elements({"steps": 3}) is None
+    odd = {"origin": "elsewhere", "bias": 3, "elements": "Cu", "finetuned_from": [1]}
+    assert model_files.trained_elements(odd) is None
 
 
 def test_lammps_takes_the_committee_itself(folder, tmp_path, fake_dp):
