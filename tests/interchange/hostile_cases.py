@@ -33,6 +33,7 @@ import yaml
 from dpa_core.errors import ModelFileError
 from dpa_core.interchange.files import load_model, read_header, save_model
 from tests.interchange.hostile import HERE, tiny_model
+from tests.interchange.mutate import join_fields, parse_fields
 
 MARKER = "code-was-run"
 Case = tuple[str, Callable[[Path], Any], str]
@@ -127,6 +128,7 @@ GOOD: dict[str, Callable[[Path], Any]] = {
     for suffix in (".safetensors", ".dp", ".yaml", ".pt")
 }
 GOOD[".pth"] = lambda path: path.write_bytes((HERE / "torch" / "dpa1.pth").read_bytes())
+GOOD[".pb"] = lambda path: path.write_bytes((HERE / "tensorflow" / "attn2.pb").read_bytes())
 
 
 def _harm(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -681,6 +683,62 @@ _each(".pth", _pickled, {
     "script names a key twice": (_script('{"a":1,"a":1}'), "occurs twice"),
     "script of many tasks": (_script('{"model_dict": {}}'), "does not describe one model"),
     "script of nothing": (_script("{}"), "cannot be represented"),
+})  # fmt: skip
+
+
+# Graphs of TensorFlow: nodes are fields 1 of name 1, op 2, inputs 3, attributes 5.
+
+
+def _graph(path: Path, change: Callable[[list[Any]], Any]) -> None:
+    GOOD[".pb"](path)
+    nodes = parse_fields(path.read_bytes())
+    assert nodes is not None
+    path.write_bytes(join_fields(change(nodes) or nodes))
+
+
+def _every_constant(value: list[Any]) -> Callable[[list[Any]], Any]:
+    """Give every constant this TensorProto."""
+
+    def change(nodes: list[Any]) -> None:
+        for _, _, node in nodes:
+            if isinstance(node, list) and (2, 2, b"Const") in node:
+                node[:] = [field for field in node if field[0] != 5]
+                node.append((5, 2, [(1, 2, b"value"), (2, 2, [(8, 2, value)])]))
+
+    return change
+
+
+def _reads_itself(nodes: list[Any]) -> None:
+    for _, _, node in nodes:
+        if isinstance(node, list):
+            name = next((value for field, _, value in node if field == 1), b"")
+            node[:] = [(3, 2, name) if field[0] == 3 else field for field in node]
+
+
+def _shape(*sizes: int) -> tuple[int, int, list[Any]]:
+    return 2, 2, [(2, 2, [(1, 0, size)]) for size in sizes]
+
+
+_each(".pb", _graph, {
+    "a node twice": (lambda nodes: [*nodes, nodes[0]], "two nodes are named"),
+    "nodes read themselves": (_reads_itself, ""),
+    "no nodes but one": (lambda nodes: nodes[:1], ""),
+    "constants of a terabyte": (_every_constant([(1, 0, 2), _shape(2**20, 2**17)]), ""),
+    "constants of many dimensions": (_every_constant([(1, 0, 2), _shape(*[2] * 10_000)]), ""),
+    "constants of negative shape": (_every_constant([(1, 0, 2), _shape(2**64 - 1)]), ""),
+    "constants of unknown type": (_every_constant([(1, 0, 99), _shape(1)]), ""),
+    "constants of text": (_every_constant([(1, 0, 7), _shape(1), (8, 2, b"x")]), ""),
+    "constants of nothing": (_every_constant([]), ""),
+    "constants of not enough": (
+        _every_constant([(1, 0, 2), _shape(4, 4), (4, 2, bytes(8))]), "",
+    ),
+})  # fmt: skip
+_each(".pb", lambda path, raw: path.write_bytes(raw), {
+    "length of a terabyte": (b"\n\x20\n\xff\xff\xff\xff\xff\x1f" + bytes(40), "damaged"),
+    "integer without end": (b"\n\x20\n" + b"\xff" * 99, "damaged"),
+    "unknown wire type": (b"\n\x03\n\x01x\x0f", "damaged"),
+    "not UTF-8": (b"\n\x08\n\x02\xff\xff\x12\x02ab", "damaged"),
+    "many empty nodes": (b"\n\x04\n\x00\n\x00" + b"\n\x00" * 10**6, "damaged"),
 })  # fmt: skip
 
 

@@ -311,7 +311,7 @@ def _checkpoint(data: bytes, rng: Rng) -> bytes:
 
 def graph(data: bytes, rng: Rng) -> bytes:
     """Change fields of nested messages of protocol buffers; lengths are right again."""
-    fields = _parse(data)
+    fields = parse_fields(data)
     if fields is None:
         return data
     for _ in range(rng.choice((1, 1, 2, 5))):
@@ -325,7 +325,7 @@ def graph(data: bytes, rng: Rng) -> bytes:
         _change_field(level, at, rng)
         if not fields:
             break
-    return _bytes(fields)
+    return join_fields(fields)
 
 
 def _change_field(level: list[Any], at: int, rng: Rng) -> None:
@@ -346,7 +346,7 @@ def _change_field(level: list[Any], at: int, rng: Rng) -> None:
         value += value[: rng.choice((1, 5))]
 
 
-def _parse(data: bytes, depth: int = 0) -> list[Any] | None:
+def parse_fields(data: bytes, depth: int = 0) -> list[Any] | None:
     """Fields as (number, wire type, value); a value that reads as a message is a list."""
     fields: list[Any] = []
     at = 0
@@ -363,7 +363,7 @@ def _parse(data: bytes, depth: int = 0) -> list[Any] | None:
         part = data[at : at + size]
         if len(part) < size:
             return None
-        inner = _parse(part, depth + 1) if wire == 2 and depth < 7 and part else None
+        inner = parse_fields(part, depth + 1) if wire == 2 and depth < 7 and part else None
         fields.append((field, wire, part if inner is None else inner))
         at += size
     return fields
@@ -388,14 +388,14 @@ def _number(value: int) -> bytes:
     return bytes(out)
 
 
-def _bytes(fields: list[Any]) -> bytes:
+def join_fields(fields: list[Any]) -> bytes:
     out = bytearray()
     for field, wire, value in fields:
         out += _number(field << 3 | wire)
         if wire == 0:
             out += _number(value)
             continue
-        part = _bytes(value) if isinstance(value, list) else value
+        part = join_fields(value) if isinstance(value, list) else value
         out += (_number(len(part)) if wire == 2 else b"") + part
     return bytes(out)
 
