@@ -177,6 +177,21 @@ def test_convert_and_info(call, folder, tmp_path):  # noqa: F811
     assert json.loads(output)["model"]["type_map"] == list(TYPES)
 
 
+def test_branches_of_a_multi_task_checkpoint(call, root, folder):  # noqa: F811
+    file = root / "tests/interchange/torch/multi.pt"
+    code, output = call("model", "info", f"{file}#first")
+    assert (code, "branch first" in output) == (0, True), output
+    assert "trained on Cu H O" in output
+    code, output = call("model", "convert", f"{file}#second", "second.safetensors")
+    assert code == 0, output
+    code, output = call("model", "info", file)
+    assert (code, "branches first, second" in output) == (2, True)
+    node = finetune(pipeline(folder, f"{file}#first"))
+    assert (node.inputs["pretrained"], node.files[-1]) == (f"{file}#first", f"{file}#first")
+    with pytest.raises(ConfigError, match=r"pretrain\.from\.dpa1: .*branches first, second"):
+        pipeline(folder, f"{file}#third")
+
+
 def test_the_other_commands_take_any_format(call, folder, tmp_path):  # noqa: F811
     data = folder / "data"
     code, output = call("model", "test", folder / "committee.safetensors#1", data, "--no-plots",
