@@ -56,7 +56,9 @@ def model_section(config: ModelConfig) -> dict[str, Any]:
         if convention != "pytorch":
             raise ConfigError(
                 f"{part}.convention is {convention!r}: DeePMD-kit's PyTorch backend computes such "
-                "a model differently; keep dpaflow's own format, or the TensorFlow graph"
+                "a model differently; keep dpaflow's own format or the TensorFlow graph, or take "
+                "it over with `dpaflow model convert MODEL OUT --as-pytorch`, which says how far "
+                "energies and forces change"
             )
     preset = plain["preset_out_bias"]
     section = {

@@ -25,6 +25,7 @@ from dpa_core.config import DPA1Config, ModelConfig, SeE2AConfig
 from dpa_core.descriptor import DPA1Descriptor, Environment, SeE2ADescriptor
 from dpa_core.embedding import activation_of
 from dpa_core.env_mat import env_rows
+from dpa_core.errors import ConfigError
 
 
 class TensorFlowDPA1(DPA1Descriptor):
@@ -112,6 +113,30 @@ def as_pytorch(config: ModelConfig, *, davg_zero: bool) -> ModelConfig | None:
     if fitting.convention == "tensorflow" or gelu or own:
         return None
     update = {"convention": "pytorch", "rcut": single[0], "rcut_smth": single[1]}
+    return config.model_copy(update={"descriptor": descriptor.model_copy(update=update)})
+
+
+def under_pytorch(config: ModelConfig) -> ModelConfig:
+    """Return the configuration of the same weights under PyTorch's formulas.
+
+    Energies and forces change: by nothing or by rounding where `as_pytorch` finds the two
+    equal, else by how far the formulas are apart. It is for those who want to run such a model
+    where only PyTorch's formulas are known, or to train it further there.
+
+    Raises
+    ------
+    ConfigError
+        If the weights belong to layers that PyTorch's formulas do not have.
+    """
+    descriptor, fitting = config.descriptor, config.fitting_net
+    if fitting.convention == "tensorflow":
+        raise ConfigError(
+            f"fitting_net.neuron is {list(fitting.neuron)}: with these widths the PyTorch backend "
+            "has skip connections that the TensorFlow backend does not have, so the weights "
+            "cannot be taken over"
+        )
+    radii = operator_radii(descriptor.rcut, descriptor.rcut_smth)
+    update = {"convention": "pytorch", "rcut": radii[0], "rcut_smth": radii[1]}
     return config.model_copy(update={"descriptor": descriptor.model_copy(update=update)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 DIFFERENCE, FROZEN_DIFFERENCE = 1e-6, 1e-3
 """eV/atom and eV/Å. A copy that differs more is not the same model. DeePMD-kit's TensorFlow backend
 has formulas of its own, so that a model converted to it may be a little off."""
+logger = logging.getLogger(__name__)
 SPACING, JITTER, MAX_ATOMS = 3.0, 0.4, 64
 
 
@@ -44,7 +46,7 @@ class Exported(NamedTuple):
     copy: Copy | None
 
 
-def convert(source: str | Path, target: Path) -> Copy:
+def convert(source: str | Path, target: Path, *, as_pytorch: bool = False) -> Copy:
     """Write a model in the format that the target's suffix names, and read it back.
 
     Parameters
@@ -53,6 +55,8 @@ def convert(source: str | Path, target: Path) -> Copy:
         Any readable model file, also FILE#NAME.
     target
         .safetensors, .dp, .yaml, .pt; with DeePMD-kit installed also .pth, .pb, .pt2.
+    as_pytorch
+        Take the weights of a model with TensorFlow's formulas over under PyTorch's.
 
     Raises
     ------
@@ -67,6 +71,8 @@ def convert(source: str | Path, target: Path) -> Copy:
     if is_url(target):
         raise ConfigError(f"{target}: models are written to files here; copy the file there")
     model = load_model(source)
+    if as_pytorch:
+        model = _under_pytorch(model, source)
     if target.suffix.lower() not in FROZEN:
         return check_copy(model, save_model(model, target))
     if find_dp() is None:
@@ -79,6 +85,23 @@ def convert(source: str | Path, target: Path) -> Copy:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
         convert_backend(_save_dp(model, Path(folder) / "model.dp"), target)
     return check_copy(model, target, FROZEN_DIFFERENCE)
+
+
+def _under_pytorch(model: Potential, source: str | Path) -> Potential:
+    """Return the same weights under PyTorch's formulas, and say what that changes."""
+    from dpa_core.interchange.content import Content, build
+    from dpa_core.tensorflow import under_pytorch
+
+    provenance = model.provenance | {"as_pytorch": str(source)}
+    content = Content(under_pytorch(model.config), model.state_dict(), provenance)
+    result = build(content, source)
+    energy, force = _differences(model, result)
+    logger.warning(
+        "PyTorch's formulas change energies by up to %.2g eV/atom and forces by up to %.2g eV/Å on "
+        "a made-up structure; test the model on data, or finetune it, before it is used",
+        energy, force,
+    )  # fmt: skip
+    return result
 
 
 def _save_dp(model: Potential, path: Path) -> Path:
@@ -152,15 +175,20 @@ def check_copy(model: Potential, path: Path, limit: float = DIFFERENCE) -> Copy:
     """
     from dpa_core.interchange.files import load_model
 
-    want, have = _probe(model), _probe(load_model(path))
-    energy = float(abs(have.energy - want.energy).max()) / want.atom_energy.shape[1]
-    force = float(abs(have.force - want.force).max())
+    energy, force = _differences(model, load_model(path))
     if not max(energy, force) < limit:
         raise ModelFileError(
             f"{path}: holds another model than it was made from: energies differ by {energy:.2g} "
             f"eV/atom, forces by {force:.2g} eV/Å (allowed: {limit:g}); use another format"
         )
     return Copy(path, energy, force)
+
+
+def _differences(one: Potential, other: Potential) -> tuple[float, float]:
+    """Largest difference of energy, eV/atom, and force, eV/Å, of two models."""
+    want, have = _probe(one), _probe(other)
+    energy = float(abs(have.energy - want.energy).max()) / want.atom_energy.shape[1]
+    return energy, float(abs(have.force - want.force).max())
 
 
 def _probe(model: Potential) -> Any:

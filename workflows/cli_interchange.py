@@ -20,11 +20,17 @@ def convert(
         typer.Argument(help="File to write: .safetensors, .dp, .yaml, .pt; with DeePMD-kit "
                        "also .pth, .pb, .pt2."),
     ],
+    as_pytorch: Annotated[
+        bool, typer.Option("--as-pytorch", help="Take a model with TensorFlow's formulas over "
+                           "under PyTorch's; says how far energies and forces change.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Write a model in another format; FILE#NAME takes one model of several in a file."""
     from ops.model_files import convert as run
+    from workflows.cli_model import log_to_terminal
 
-    typer.echo(run(model, out))
+    log_to_terminal()
+    typer.echo(run(model, out, as_pytorch=as_pytorch))
 
 
 @app.command()

@@ -49,7 +49,8 @@ Train = Annotated[
 Valid = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data.", **LOCAL)]
 
 
-def _log() -> None:
+def log_to_terminal() -> None:
+    """Show what steps log, as it is."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
@@ -99,7 +100,7 @@ def _train(
 ) -> None:
     from ops.train import TrainInputs, run_train
 
-    _log()
+    log_to_terminal()
     inputs = TrainInputs(tuple(data or ()), tuple(valid or ()), model)
     result = run_train(inputs, read_train_config(config), out)
     typer.echo(f"model: {result.model}")
@@ -124,7 +125,7 @@ def change_bias(
     from dpa_core.errors import ConfigError
     from ops.bias import BiasConfig, BiasInputs, run_bias
 
-    _log()
+    log_to_terminal()
     if bool(data) == bool(set_bias):
         raise ConfigError("give either data to fit, or --set ELEMENT=eV")
     if set_bias:
@@ -166,7 +167,7 @@ def run_test_command(
     from ops.storage import split_part
     from ops.test import RunTestConfig, TestInputs, run_test
 
-    _log()
+    log_to_terminal()
     name = model.stem + split_part(model)[1].replace("#", "-")
     run_test(TestInputs({name: model}, _named(data)), RunTestConfig(plots=plots), out)
     typer.echo(f"results: {out / 'results.json'}")
