@@ -6,6 +6,7 @@ by compiling its code, so both are read here; see `pickled.py`.
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dpa_core.errors import ModelFileError
 from dpa_core.interchange.content import AGAIN
 from dpa_core.interchange.pickled import Name, Object, PickleError, Unpickler
 
-_LARGEST_PICKLE = 64 << 20
+_LARGEST_PICKLE, _LARGEST_DIRECTORY = 64 << 20, 16 << 20
 _DEEPEST, _LONGEST_NAME, _MOST_ATTRIBUTES = 20, 300, 500_000
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -68,6 +69,7 @@ def holds_code(path: Path) -> bool:
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive whose records are as large as they say and not compressed."""
+    _check_directory(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_entries(archive, path)
@@ -81,6 +83,23 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ModelFileError(
             f"{path}: a damaged zip archive, cannot be read: {reason}; {AGAIN}"
         ) from error
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a directory of a million entries before `zipfile` makes an object of each."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 66_000))
+        tail = file.read()
+    # Where the size of the directory stands in its end, and in that of zip64.
+    for mark, at, size in ((b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8)):
+        for found in re.finditer(mark, tail):
+            start = found.start() + at
+            claim = int.from_bytes(tail[start : start + size], "little")
+            if _LARGEST_DIRECTORY < claim <= path.stat().st_size:
+                raise ModelFileError(
+                    f"{path}: its directory has {claim >> 20} MiB, more than torch ever writes; "
+                    f"{AGAIN}"
+                )
 
 
 def _check_entries(archive: zipfile.ZipFile, path: Path) -> None:

@@ -599,6 +599,18 @@ def _zip_bomb(path: Path) -> None:
     _archive(path, {"data.pkl": bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
 
 
+@case(".pt", "directory has 18 MiB")
+def _zip_of_many_entries(path: Path) -> None:
+    GOOD[".pt"](path)
+    raw = path.read_bytes()
+    start = raw.rindex(b"PK\5\6")
+    size, at = struct.unpack("<II", raw[start + 12 : start + 20])
+    entries = raw[at : at + size]
+    end = raw[start : start + 8] + b"\xff" * 4
+    end += struct.pack("<II", 18 << 20, at) + b"\0\0"
+    path.write_bytes(raw[:at] + (entries * ((18 << 20) // size + 1))[: 18 << 20] + end)
+
+
 @case(".pt", "no data.pkl")
 def _zip_of_nothing(path: Path) -> None:
     _archive(path, {"x": b""})
