@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def test_python(files):
 
 
 def test_commands(files, call):  # noqa: F811
+    shutil.copy(ROOT / "tests/interchange/tensorflow/attn2.pb", "graph.pb")
     lines = re.findall(r"^dpaflow (model [^#\n]*)", PAGE, re.M)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         code, output = call(*shlex.split(line))
         assert code == 0, output
