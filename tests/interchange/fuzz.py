@@ -177,6 +177,8 @@ def main() -> int:
     if options.replay:
         return replay(options.replay, options.keep)
     kinds = list(FORMATS) if options.formats == "all" else options.formats.split(",")
+    for kind in kinds:
+        _samples(kind)  # and their modules: a source file may change in an hour of fuzzing
     tallies = [
         fuzz(kind, options.first, options.inputs, options.seconds / len(kinds)) for kind in kinds
     ]

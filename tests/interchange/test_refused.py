@@ -3,8 +3,11 @@ would do. What is only written in another way, or of an older version, is read."
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dpa_core.errors import ModelFileError
 from dpa_core.interchange.deepmd_check import VERSIONS
@@ -22,17 +26,28 @@ from tests.interchange.hostile import DPA1, HERE, SE, tiny_model
 
 Tree = dict[str, Any]
 Change = Callable[[Tree], Any]
+KINDS = {"dpa1": DPA1, "se_e2_a": SE, "bias": DPA1 | {"use_tebd_bias": True}}
 
 
-def dp_file(path: Path, change: Change, descriptor: Tree = DPA1) -> Path:
-    """A `.dp` file whose `model` was changed."""
-    save_model(tiny_model(descriptor), path)
-    with h5py.File(path, "r+") as file:
-        data = json.loads(file.attrs["json"])
-        change(data["model"])
-        text = json.dumps(data)
-        del file.attrs["json"]
-        file.attrs["json"] = text
+class Dumper(yaml.CSafeDumper):
+    """Writes what occurs twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+@functools.cache
+def good_tree(kind: str) -> Tree:
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_model(tiny_model(KINDS[kind]), Path(folder) / "m.yaml")
+        return yaml.load(path.read_text(), yaml.CSafeLoader)
+
+
+def dict_file(path: Path, change: Change, kind: str = "dpa1") -> Path:
+    """A `.yaml` file whose `model` was changed; `.dp` files hold the same."""
+    tree = copy.deepcopy(good_tree(kind))
+    change(tree["model"])
+    path.write_text(yaml.dump(tree, Dumper=Dumper, sort_keys=False))
     return path
 
 
@@ -110,7 +125,7 @@ FOREIGN = {
     ("where", "value"), [(k, v) for k, values in FOREIGN.items() for v in values]
 )
 def test_foreign_models(where: str, value: Any, tmp_path: Path) -> None:
-    text = refused(dp_file(tmp_path / "m.dp", put(where, value)), where.rpartition(".")[2][:10])
+    text = refused(dict_file(tmp_path / "m.yaml", put(where, value)), where.rpartition(".")[2][:10])
     assert any(w in text for w in ("supported", "expected", "allowed", "does not know", "missing",
                                    "should be"))  # fmt: skip
 
@@ -215,7 +230,7 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("where", CONTRADICTIONS)
 def test_contradictions(where: str, tmp_path: Path) -> None:
-    refused(dp_file(tmp_path / "m.dp", put(where, CONTRADICTIONS[where])))
+    refused(dict_file(tmp_path / "m.yaml", put(where, CONTRADICTIONS[where])))
 
 
 # What DeePMD-kit would fill in with a default of its own.
@@ -233,7 +248,7 @@ NEEDED = (
 
 @pytest.mark.parametrize("where", NEEDED)
 def test_missing_parts(where: str, tmp_path: Path) -> None:
-    text = refused(dp_file(tmp_path / "m.dp", drop(where)))
+    text = refused(dict_file(tmp_path / "m.yaml", drop(where)))
     assert (
         "missing" in text or "does not have" in text or "expected" in text or "not a list" in text
     )
@@ -241,7 +256,8 @@ def test_missing_parts(where: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["descriptor.@variables.x", f"{LAYER}.@variables.x"])
 def test_unknown_tensors(where: str, tmp_path: Path) -> None:
-    refused(dp_file(tmp_path / "m.dp", put(where, "/variable_0000")), "x is a", "does not know")
+    array = {"@is_variable": True, "dtype": "float64", "value": [1.0]}
+    refused(dict_file(tmp_path / "m.yaml", put(where, array)), "x is a", "does not know")
 
 
 def test_statistics_that_differ_between_slots(tmp_path: Path) -> None:
@@ -278,19 +294,19 @@ def with_version(name: str, version: Any) -> Change:
 
 @pytest.mark.parametrize(("name", "newest"), NEWEST.items())
 def test_versions(name: str, newest: int, tmp_path: Path) -> None:
-    expected = load_model(dp_file(tmp_path / "a.dp", lambda _: None)).state_dict()
+    expected = load_model(dict_file(tmp_path / "a.yaml", lambda _: None)).state_dict()
     for version in range(1, newest + 1):
-        found = load_model(dp_file(tmp_path / "m.dp", with_version(name, version))).state_dict()
+        found = load_model(dict_file(tmp_path / "m.yaml", with_version(name, version))).state_dict()
         assert all(torch.equal(found[k], v) for k, v in expected.items())
     for version in (0, -1, newest + 1, 99, "x", "1", None, 1.5, True, [1]):
-        path = dp_file(tmp_path / "m.dp", with_version(name, version))
+        path = dict_file(tmp_path / "m.yaml", with_version(name, version))
         refused(path, "@version", f"supported: 1 to {newest}")
 
 
 def test_versions_of_se_e2_a(tmp_path: Path) -> None:
     for version in (1, 2, 3):
-        load_model(dp_file(tmp_path / "m.dp", put("descriptor.@version", version), SE))
-    path = dp_file(tmp_path / "m.dp", put("descriptor.@version", 4), SE)
+        load_model(dict_file(tmp_path / "m.yaml", put("descriptor.@version", version), "se_e2_a"))
+    path = dict_file(tmp_path / "m.yaml", put("descriptor.@version", 4), "se_e2_a")
     refused(path, "supported: 1 to 3")
 
 
@@ -305,9 +321,9 @@ def older(tree: Tree) -> None:
 
 
 def test_version_1_has_the_bias_of_the_type_embedding(tmp_path: Path) -> None:
-    model = load_model(dp_file(tmp_path / "m.dp", older, DPA1 | {"use_tebd_bias": True}))
+    model = load_model(dict_file(tmp_path / "m.yaml", older, "bias"))
     assert model.config.descriptor.use_tebd_bias
-    refused(dp_file(tmp_path / "m.dp", older))
+    refused(dict_file(tmp_path / "m.yaml", older))
 
 
 def test_null_is_absent_where_that_means_something(tmp_path: Path) -> None:
@@ -317,12 +333,12 @@ def test_null_is_absent_where_that_means_something(tmp_path: Path) -> None:
         tree |= {"preset_out_bias": None, "pair_exclude_types": None}
         tree["@variables"]["out_bias"] = None
 
-    assert not load_model(dp_file(tmp_path / "m.dp", change)).out_bias.any()
+    assert not load_model(dict_file(tmp_path / "m.yaml", change)).out_bias.any()
 
 
 @pytest.mark.parametrize("name", ["#x", "#1"])
 def test_a_name_where_there_is_one_model(name: str, tmp_path: Path) -> None:
-    for suffix in (".dp", ".yaml", ".pt", ".safetensors"):
+    for suffix in (".yaml", ".pt", ".safetensors"):
         path = save_model(tiny_model(), tmp_path / f"m{suffix}")
         with pytest.raises(ModelFileError, match="one model"):
             load_model(f"{path}{name}")
