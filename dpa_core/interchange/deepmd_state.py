@@ -12,12 +12,15 @@ from torch import Tensor
 
 from dpa_core.config import ModelConfig
 from dpa_core.deepmd_input import convert_model
+from dpa_core.electrons import electron_configurations
 from dpa_core.errors import ConfigError, ModelFileError
 from dpa_core.interchange.content import AGAIN, Content
 from dpa_core.interchange.deepmd_names import Names, to_ours
 
 # Buffers that say nothing about the numbers of a model, or must be empty.
-_IGNORED = re.compile(r"(.*\.)?(min_nbor_dist|default_fparam_tensor|type_mask)|_extra_state")
+_IGNORED = re.compile(
+    r"(.*\.)?(min_nbor_dist|default_fparam_tensor|type_mask|econf_tebd)|_extra_state"
+)
 _COMPRESSED = re.compile(r".*\.(type_embd_data|compress_(info|data)(\.\d+)?)")
 
 
@@ -56,6 +59,8 @@ def content_of_state(
             continue
         if _IGNORED.fullmatch(name):
             _check_default(name, value, config, path)
+            if name.endswith("econf_tebd"):
+                _check_electrons(name, value, config, path)
             continue
         ours = names.ours(name.removeprefix("atomic_model."))
         if ours is None:
@@ -119,3 +124,13 @@ def _check_default(name: str, value: Tensor, config: ModelConfig, path: Path) ->
                 f"{path}: default_fparam is {list(default)} in model_params, {value.tolist()} "
                 "among the tensors"
             )
+
+
+def _check_electrons(name: str, value: Tensor, config: ModelConfig, path: Path) -> None:
+    """Frozen models hold the electron configurations that type embeddings are made from."""
+    expected = electron_configurations(config.type_map).to(value.dtype)
+    allowed = 1e-6 if value.dtype == torch.float32 else 1e-14
+    if value.shape != expected.shape or float((value - expected).abs().max()) > allowed:
+        raise ModelFileError(
+            f"{path}: {name} is not the electron configurations of {', '.join(config.type_map)}"
+        )
