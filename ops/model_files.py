@@ -83,7 +83,7 @@ def convert(source: str | Path, target: Path, *, as_pytorch: bool = False) -> Co
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
-        convert_backend(_save_dp(model, Path(folder) / "model.dp"), target)
+        convert_backend(save_model(model, Path(folder) / "model.dp"), target)
     return check_copy(model, target, FROZEN_DIFFERENCE)
 
 
@@ -102,15 +102,6 @@ def _under_pytorch(model: Potential, source: str | Path) -> Potential:
         energy, force,
     )  # fmt: skip
     return result
-
-
-def _save_dp(model: Potential, path: Path) -> Path:
-    """Write the .dp file that another backend is to read."""
-    from dpa_core.interchange.files import save_model
-
-    # no part of an energy, but DeePMD-kit's TensorFlow backend multiplies with it
-    model.out_std.fill_(1.0)
-    return save_model(model, path)
 
 
 def members(path: str | Path) -> list[str]:
@@ -144,7 +135,7 @@ def export(source: str | Path, target: Path) -> list[Exported]:
     ModelFileError
         As for `convert`.
     """
-    from dpa_core.interchange.files import load_model
+    from dpa_core.interchange.files import load_model, save_model
 
     if is_url(target) or target.suffix.lower() not in FROZEN:
         raise ConfigError(
@@ -157,7 +148,7 @@ def export(source: str | Path, target: Path) -> list[Exported]:
         number = f"-{k}" if len(found) > 1 else ""
         frozen = target.with_name(f"{target.stem}{number}{target.suffix}")
         model = load_model(one)
-        made = _save_dp(model, frozen.with_suffix(".dp"))
+        made = save_model(model, frozen.with_suffix(".dp"))
         copy = None
         if find_dp() is not None:
             copy = check_copy(model, convert_backend(made, frozen), FROZEN_DIFFERENCE)

@@ -65,20 +65,33 @@ def build(content: Content, path: str | Path) -> Potential:
     return model
 
 
-def with_own_note(content: Content, note: Any) -> Content:
-    """Take back what a file of ours notes beside DeePMD-kit's data, if it still fits.
+def own_note(model: Potential, provenance: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a file for DeePMD-kit notes for us: what its formats have no place for.
 
-    DeePMD-kit's formats have no place for seeds, provenance and the like. A note that
-    contradicts the model itself, or is no note of ours, is left alone.
+    That is seeds, provenance, and `out_std`, which for DeePMD-kit's PyTorch backend is no part
+    of an energy while its TensorFlow backend multiplies with it. In such files it is 1.
+    """
+    return {
+        "config": model.config.model_dump(mode="json"),
+        "provenance": model.provenance if provenance is None else provenance,
+        "out_std": model.out_std.tolist(),
+    }
+
+
+def with_own_note(content: Content, note: Any) -> Content:
+    """Take back what `own_note` noted, if it still fits.
+
+    A note that contradicts the model itself, or is no note of ours, is left alone.
     """
     try:
         config = ModelConfig.model_validate(note["config"])
         provenance = dict(note["provenance"])
-    except (KeyError, TypeError, ValueError):
+        out_std = torch.tensor([float(x) for x in note["out_std"]], dtype=torch.float64)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return content
-    if _numbers(config) != _numbers(content.config):
+    if _numbers(config) != _numbers(content.config) or len(out_std) != len(config.type_map):
         return content
-    return Content(config, content.tensors, provenance)
+    return Content(config, {**content.tensors, "out_std": out_std}, provenance)
 
 
 def _numbers(config: ModelConfig) -> ModelConfig:

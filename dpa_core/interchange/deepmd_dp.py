@@ -96,7 +96,7 @@ def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None)
     """
     from dpa_core.interchange.deepmd_write import file_dictionary
 
-    data = file_dictionary(model, path, model.provenance if provenance is None else provenance)
+    data = file_dictionary(model, path, provenance)
     with replaced(path) as temporary, h5py.File(temporary, "w", track_order=False) as file:
         number = 0
 

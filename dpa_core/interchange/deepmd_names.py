@@ -155,8 +155,13 @@ def _same_in_all_slots(value: Tensor, sel: Any) -> Tensor:
 
 
 def to_theirs(name: str, value: Tensor, nnei: int) -> Tensor:
-    """Our tensor in their layout; precision unchanged, so that nothing is lost."""
+    """Our tensor in their layout; precision unchanged, so that nothing is lost.
+
+    `out_std` becomes 1, see `content.own_note`.
+    """
     value = value.detach().cpu()
+    if name == "out_std":
+        value = torch.ones_like(value)
     if name in _SLOTS:
         return value[:, None].expand(-1, nnei, -1).contiguous()
     if name in _BIASES:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpa_core.errors import ConfigError, ModelFileError
 from dpa_core.interchange.atomic import replaced
 from dpa_core.interchange.bounded import check_plain
-from dpa_core.interchange.content import AGAIN, Content, with_own_note
+from dpa_core.interchange.content import AGAIN, Content, own_note, with_own_note
 from dpa_core.interchange.deepmd_names import Names, to_theirs
 from dpa_core.interchange.deepmd_state import content_of_state
 from dpa_core.interchange.torch_archive import load_archive
@@ -112,10 +112,7 @@ def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None)
         raise ModelFileError(f"{path}: DeePMD-kit cannot represent this model: {error}") from error
     state: dict[str, Any] = {f"model.{_SINGLE}.{k}": v for k, v in _state(model)}
     state["_extra_state"] = {"model_params": section, "train_infos": {"lr": 0.0, "step": 0}}
-    note = {
-        "config": model.config.model_dump(mode="json"),
-        "provenance": model.provenance if provenance is None else provenance,
-    }
+    note = own_note(model, provenance)
     with replaced(path) as temporary:
         torch.save({"model": state, "optimizer": {}, "dpaflow": note}, temporary)
     return path

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dpa_core.config import DPA1Config, FittingConfig, SeE2AConfig
 from dpa_core.deepmd_output import model_section
 from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.interchange.content import own_note
 from dpa_core.interchange.deepmd_names import Names, to_theirs
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray]
 
 
-def file_dictionary(model: Potential, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+def file_dictionary(
+    model: Potential, path: Path, provenance: dict[str, Any] | None
+) -> dict[str, Any]:
     """Everything a `.dp` or `.yaml` file holds.
 
     Raises
@@ -39,8 +42,7 @@ def file_dictionary(model: Potential, path: Path, provenance: dict[str, Any]) ->
         "backend": "dpaflow",
         "model": _model(model),
         "model_def_script": section,
-        # For dpaflow alone: what DeePMD-kit's dictionary has no place for.
-        "dpaflow": {"config": model.config.model_dump(mode="json"), "provenance": provenance},
+        "dpaflow": own_note(model, provenance),
     }
 
 

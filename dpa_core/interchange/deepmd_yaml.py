@@ -152,7 +152,7 @@ def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None)
     """
     from dpa_core.interchange.deepmd_write import file_dictionary
 
-    data = file_dictionary(model, path, model.provenance if provenance is None else provenance)
+    data = file_dictionary(model, path, provenance)
     with replaced(path) as temporary:
         text = yaml.dump(_plain(data), Dumper=_Dumper, sort_keys=False)
         temporary.write_text(text, encoding="utf-8")
