@@ -20,7 +20,7 @@ import deepmd
 import torch
 from deepmd.infer import DeepPot
 from deepmd.main import main as dp
-from peer_side import ask_pot
+from peer_side import ask_pot, guarded
 
 
 def run(task: dict[str, Any]) -> Any:
@@ -31,7 +31,9 @@ def run(task: dict[str, Any]) -> Any:
     if task["ask"].endswith(".pt"):
         options |= {"no_jit": True}
     pot = DeepPot(task["ask"], head=task.get("head"), **options)
-    return {name: ask_pot(pot, asked) for name, asked in task["questions"].items()}
+    return {
+        name: guarded(lambda a=asked: ask_pot(pot, a)) for name, asked in task["questions"].items()
+    }
 
 
 def main(folder: Path) -> None:

@@ -121,12 +121,13 @@ def theirs(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
     write_checkpoint(make_model(params), params, paths["pt"])
     freeze(str(paths["pt"]), str(paths["pth"]))
     ways = {"pt": "checkpoint", "pth": "frozen", "dp": "eager", "yaml": "eager"}
-    answers = {}
-    for kind, way in ways.items():
+
+    def answer(kind: str) -> dict[str, Answers]:
         if kind in ("dp", "yaml"):
             convert_backend(INPUT=str(paths["pth"]), OUTPUT=str(paths[kind]))
-        answers[kind] = ask(paths[kind], case["questions"], way)
-    return answers
+        return ask(paths[kind], case["questions"], ways[kind])
+
+    return {kind: guarded(lambda k=kind: answer(k)) for kind in ways}
 
 
 def ours(name: str, number: int, case: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -50,6 +50,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "econf_many.pt": ("dpa1-many-types", {"use_econf_tebd": True, "attn_layer": 1}),
     "preset.pt": ("dpa1-preset-out-bias", {"concat_output_tebd": False}),
     "v2.pth": ("v2-attn-0", {}),
+    "econf.pth": ("dpa1-econf", {"attn_layer": 1, "precision": "float32"}),
     "se_two_side.dp": ("se-exclude-davg", {}),
     "se_pair.yaml": ("se-pair-exclude", {"sel": [3, 5, 2], "resnet_dt": True}),
     "se_float32.pth": ("se-float32", {"type_one_side": True}),
