@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from dpa_core.config import DPA1Config, FittingConfig, ModelConfig, SeE2AConfig
 
 # @class -> newest @version that is read; all begin at 1.
@@ -54,7 +56,8 @@ def check_known(data: dict[str, Any], where: str, keys: Iterable[str]) -> None:
     for key, value in data.items():
         if key in _NEUTRAL:
             allowed = _NEUTRAL[key]
-            if allowed is not None and value not in allowed:
+            # An array cannot be looked up; it may stand here if the file is wrong.
+            if allowed is not None and (isinstance(value, np.ndarray) or value not in allowed):
                 raise Refused(
                     f"{where}.{key} is {_shown(value)}, which is not supported; supported: "
                     f"{allowed[0]!r}"

@@ -260,6 +260,11 @@ def test_unknown_tensors(where: str, tmp_path: Path) -> None:
     refused(dict_file(tmp_path / "m.yaml", put(where, array)), "x is a", "does not know")
 
 
+def test_an_array_under_a_name_that_is_no_array(tmp_path: Path) -> None:
+    array = {"@is_variable": True, "dtype": "float64", "value": [1.0, 2.0]}
+    refused(dict_file(tmp_path / "m.yaml", put(f"{LAYER}.@variables.spin", array)), "spin is array")
+
+
 def test_statistics_that_differ_between_slots(tmp_path: Path) -> None:
     path = save_model(tiny_model(), tmp_path / "m.dp")
     with h5py.File(path, "r+") as file:
