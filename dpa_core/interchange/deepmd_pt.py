@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpa_core.errors import ConfigError, ModelFileError
+from dpa_core.errors import ModelFileError
 from dpa_core.interchange.atomic import replaced
 from dpa_core.interchange.bounded import check_plain
 from dpa_core.interchange.content import AGAIN, Content, own_note, with_own_note
 from dpa_core.interchange.deepmd_names import Names, to_theirs
 from dpa_core.interchange.deepmd_state import content_of_state
+from dpa_core.interchange.deepmd_write import section_of
 from dpa_core.interchange.torch_archive import load_archive
 
 if TYPE_CHECKING:
@@ -104,12 +105,7 @@ def save(model: Potential, path: Path, provenance: dict[str, Any] | None = None)
     ModelFileError
         If DeePMD-kit has nothing that gives the same numbers.
     """
-    from dpa_core.deepmd_output import model_section
-
-    try:
-        section = model_section(model.config)
-    except ConfigError as error:
-        raise ModelFileError(f"{path}: DeePMD-kit cannot represent this model: {error}") from error
+    section = section_of(model, path)
     state: dict[str, Any] = {f"model.{_SINGLE}.{k}": v for k, v in _state(model)}
     state["_extra_state"] = {"model_params": section, "train_infos": {"lr": 0.0, "step": 0}}
     note = own_note(model, provenance)

@@ -34,16 +34,26 @@ def file_dictionary(
     ModelFileError
         If DeePMD-kit has nothing that gives the same numbers.
     """
-    try:
-        section = model_section(model.config)
-    except ConfigError as error:
-        raise ModelFileError(f"{path}: DeePMD-kit cannot represent this model: {error}") from error
     return {
         "backend": "dpaflow",
+        "model_def_script": section_of(model, path),
         "model": _model(model),
-        "model_def_script": section,
         "dpaflow": own_note(model, provenance),
     }
+
+
+def section_of(model: Potential, path: Path) -> dict[str, Any]:
+    """Return the `model` section of DeePMD-kit's input that makes such a model.
+
+    Raises
+    ------
+    ModelFileError
+        As `file_dictionary`.
+    """
+    try:
+        return model_section(model.config)
+    except ConfigError as error:
+        raise ModelFileError(f"{path}: DeePMD-kit cannot represent this model: {error}") from error
 
 
 def _model(model: Potential) -> dict[str, Any]:
