@@ -15,13 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = os.environ["DP_INTRA_OP_PARALLELISM_THREADS"] = "1"
 os.environ["DP_INTER_OP_PARALLELISM_THREADS"] = "1"
 
 import numpy as np
+from record_deepmd_files import without_code
 
 TYPE_MAP = ["O", "H", "Cu"]
 TYPES = [0, 1, 1, 2, 0, 2]
@@ -86,18 +86,6 @@ def single(folder: Path, descriptor: dict, out: Path) -> None:
         "model": model, "learning_rate": RATE, "loss": LOSS, "training": {**DATA, **STEPS},
     })  # fmt: skip
     dp(folder, "freeze", "-o", str(out))
-    strip_debug_records(out)
-
-
-def strip_debug_records(path: Path) -> None:
-    """Leave out where the source code lay; torch does without."""
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, part in parts.items():
-            if not name.endswith(".debug_pkl"):
-                kind = zipfile.ZIP_DEFLATED if "/code/" in name else zipfile.ZIP_STORED
-                archive.writestr(zipfile.ZipInfo(name), part, kind)
 
 
 def multi(folder: Path, out: Path) -> None:
@@ -149,6 +137,8 @@ def main() -> None:
             for head in (None,) if descriptor else ("first", "second"):
                 key = path.name if head is None else f"{path.name}#{head}"
                 record["files"][key] = evaluate(path, head)
+            if descriptor:
+                without_code(path)
     (out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
