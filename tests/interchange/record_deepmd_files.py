@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from deepmd.main import main as dp
 from deepmd.pt.entrypoints.main import freeze
 from peer_side import ask, ask_pot, make_model, normal, write_checkpoint
 
+from tests.interchange.frozen import without_code
 from tests.interchange.options import option_sets, question, structures
 from tests.interchange.trainings import (
     BRANCHES,
@@ -123,23 +123,6 @@ def _without_optimizer(source: Path, target: Path) -> None:
     """Copy a checkpoint; Adam's moments would make it three times as large."""
     data = torch.load(source, weights_only=True)
     torch.save(data | {"optimizer": {}}, target)
-
-
-def without_code(path: Path) -> None:
-    """Empty the TorchScript code in a `.pth`: it is DeePMD-kit's, and no reader of ours needs it.
-
-    The members with parameters and hyperparameters stay as they are.
-    """
-    source = path.rename(path.with_suffix(".whole"))
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
-        for info in old.infolist():
-            data = old.read(info)
-            if "/code/" in info.filename:
-                if info.filename.endswith(".debug_pkl"):
-                    continue
-                data = b""
-            new.writestr(zipfile.ZipInfo(info.filename), data, info.compress_type)
-    source.unlink()
 
 
 def main(folder: Path) -> None:

@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["DP_INTRA_OP_PARALLELISM_THREADS"] = 
 os.environ["DP_INTER_OP_PARALLELISM_THREADS"] = "1"
 
 import numpy as np
-from record_deepmd_files import without_code
+from frozen import without_code
 
 TYPE_MAP = ["O", "H", "Cu"]
 TYPES = [0, 1, 1, 2, 0, 2]
