@@ -275,6 +275,8 @@ def main() -> int:
     parser.add_argument("--no-commands", action="store_true", help="leave out dp train and so on")
     parser.add_argument("--pt2", action="store_true", help="compile a .pt2 file, too: minutes")
     arguments = parser.parse_args()
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder, extra = Path(scratch), []
