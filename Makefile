@@ -31,10 +31,10 @@ demo: env ## run a whole pipeline on generated data, under 10 minutes on 2 cores
 	DEMO_DATA=$(abspath $(DEMO)/data) $(BIN)/dpaflow run examples/demo/pipeline.yaml --out $(DEMO)/run
 
 test: env ## run the tests (real data in ../shared or $DPAFLOW_SHARED are used if there)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 slow: env ## run the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m slow
 
 faults: env ## kill a loop 50 times at random moments, fill its disk, compare (half an hour)
 	$(BIN)/python benchmarks/faults/fault_test.py $(FAULTS)
