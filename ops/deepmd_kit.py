@@ -1,7 +1,8 @@
 """DeePMD-kit's own program, where it is installed: it writes what only it can write.
 
 dpaflow reads every model file of DeePMD-kit and writes .dp, .yaml and .pt. What LAMMPS, i-PI and
-other codes load (.pth, .pb, .pt2) is made from a .dp file by `dp convert-backend`.
+other codes load (.pth, .pb) is made from a .dp file by `dp convert-backend`. Its .pt2 is not among
+them: nothing here can read it back, and DeePMD-kit 3.2.0 gives other numbers with it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from dpa_core.errors import ConfigError, ModelFileError
 
-FROZEN = (".pth", ".pb", ".pt2")
+FROZEN = (".pth", ".pb")
 """Suffixes of the files that only DeePMD-kit writes."""
 VARIABLE = "DPAFLOW_DP"
 ERROR = re.compile(r"[\w.]*(Error|Exception): ")

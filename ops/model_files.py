@@ -54,7 +54,7 @@ def convert(source: str | Path, target: Path, *, as_pytorch: bool = False) -> Co
     source
         Any readable model file, also FILE#NAME.
     target
-        .safetensors, .dp, .yaml, .pt; with DeePMD-kit installed also .pth, .pb, .pt2.
+        .safetensors, .dp, .yaml, .pt; with DeePMD-kit installed also .pth, .pb.
     as_pytorch
         Take the weights of a model with TensorFlow's formulas over under PyTorch's.
 
@@ -121,7 +121,7 @@ def export(source: str | Path, target: Path) -> list[Exported]:
     source
         A model file; of a committee every model is written, to numbered files.
     target
-        .pth, .pb or .pt2.
+        .pth or .pb.
 
     Returns
     -------

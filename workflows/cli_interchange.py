@@ -18,7 +18,7 @@ def convert(
     out: Annotated[
         Path,
         typer.Argument(help="File to write: .safetensors, .dp, .yaml, .pt; with DeePMD-kit "
-                       "also .pth, .pb, .pt2."),
+                       "also .pth, .pb."),
     ],
     as_pytorch: Annotated[
         bool, typer.Option("--as-pytorch", help="Take a model with TensorFlow's formulas over "
@@ -37,7 +37,8 @@ def convert(
 def export(
     model: Model,
     lammps: Annotated[
-        Path, typer.Option("--lammps", help="Frozen model to write: .pth (PyTorch), .pb, .pt2.")
+        Path,
+        typer.Option("--lammps", help="Frozen model to write: .pth (PyTorch), .pb (TensorFlow)."),
     ],
 ) -> None:
     """Write the frozen model that LAMMPS's `pair_style deepmd` loads, by DeePMD-kit's `dp`."""

@@ -134,7 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lmp", help="LAMMPS with DeePMD-kit's plugin")
     parser.add_argument("--deepmd", help="Python with DeePMD-kit, instead of LAMMPS")
     parser.add_argument("--settings", type=Path, default=HERE / "train.yaml")
-    parser.add_argument("--suffix", default=".pb", choices=(".pb", ".pth", ".pt2"))
+    parser.add_argument("--suffix", default=".pb", choices=(".pb", ".pth"))
     parser.add_argument("--frames", type=int, default=60)
     return parser.parse_args()
 

@@ -54,7 +54,7 @@ class LammpsExplorer(MDSettings):
     model_files: tuple[str, ...] = ()
     """Two or more models frozen by DeePMD-kit (.pth, .pb, .pt2), the first drives; left out: the
     committee's models, converted. Those that are named here are not trained by the loop."""
-    frozen: Literal["pth", "pb", "pt2"] = "pth"
+    frozen: Literal["pth", "pb"] = "pth"
     """What the committee's models are converted to: the backend that this LAMMPS has, PyTorch,
     TensorFlow (not every model) or PyTorch exported."""
     write_only: bool = False
