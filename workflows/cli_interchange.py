@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workflows.cli_model import Model
+from workflows.cli_model import Model, log_to_terminal
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -27,7 +27,6 @@ def convert(
 ) -> None:  # fmt: skip
     """Write a model in another format; FILE#NAME takes one model of several in a file."""
     from ops.model_files import convert as run
-    from workflows.cli_model import log_to_terminal
 
     log_to_terminal()
     typer.echo(run(model, out, as_pytorch=as_pytorch))

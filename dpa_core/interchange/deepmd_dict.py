@@ -29,7 +29,7 @@ from dpa_core.interchange.deepmd_check import (
     precision,
     require,
 )
-from dpa_core.interchange.deepmd_names import Names, to_ours
+from dpa_core.interchange.deepmd_names import Names, to_ours, unused_parameters
 from dpa_core.tensorflow import own_skips
 
 DESCRIPTOR_VERSIONS = {"dpa1": 4, "se_atten": 4, "se_atten_v2": 4, "se_e2_a": 3, "se_a": 3}
@@ -221,11 +221,7 @@ def _defaults(config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     ntypes = len(config.type_map)
     for name, value in (("out_bias", 0.0), ("out_std", 1.0), ("fitting.bias_atom_e", 0.0)):
         yield name, torch.full((ntypes,), value, dtype=torch.float64)
-    net = config.fitting_net
-    for name, size in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam)):
-        if not size:
-            for end in ("avg", "inv_std"):
-                yield f"fitting.{name}_{end}", torch.zeros(0, dtype=torch.float64)
+    yield from unused_parameters(config).items()
 
 
 def _variables(data: Any, place: str) -> Iterator[tuple[str, Any]]:

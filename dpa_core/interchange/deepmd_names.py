@@ -41,6 +41,17 @@ _PARAMETERS = ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std")
 _DOUBLE = (*_SLOTS, *_BIASES, "fitting.bias_atom_e", *(f"fitting.{p}" for p in _PARAMETERS))
 
 
+def unused_parameters(config: ModelConfig) -> dict[str, Tensor]:
+    """Our empty statistics of fparam or aparam that a model does not have; DeePMD-kit has none."""
+    net = config.fitting_net
+    return {
+        f"fitting.{name}_{end}": torch.zeros(0, dtype=torch.float64)
+        for name, size in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam))
+        if not size
+        for end in ("avg", "inv_std")
+    }
+
+
 class Names:
     """Translates names for one kind of descriptor.
 

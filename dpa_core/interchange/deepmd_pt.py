@@ -17,7 +17,7 @@ from dpa_core.errors import ModelFileError
 from dpa_core.interchange.atomic import replaced
 from dpa_core.interchange.bounded import check_plain
 from dpa_core.interchange.content import AGAIN, Content, own_note, with_own_note
-from dpa_core.interchange.deepmd_names import Names, to_theirs
+from dpa_core.interchange.deepmd_names import Names, to_theirs, unused_parameters
 from dpa_core.interchange.deepmd_state import content_of_state
 from dpa_core.interchange.deepmd_write import section_of
 from dpa_core.interchange.torch_archive import load_archive
@@ -119,8 +119,7 @@ def _state(model: Potential) -> list[tuple[str, Tensor]]:
     config, nnei = model.config, model.descriptor.nnei
     names = Names(model.descriptor.mixed_types, "torch")
     net = config.fitting_net
-    absent = {f"fitting.{p}_{end}" for p, size in (("fparam", net.numb_fparam),
-              ("aparam", net.numb_aparam)) if not size for end in ("avg", "inv_std")}  # fmt: skip
+    absent = unused_parameters(config)
     pairs = [("min_nbor_dist", torch.tensor(-1.0, dtype=torch.float64))]
     for ours, value in model.state_dict().items():
         if ours in absent:

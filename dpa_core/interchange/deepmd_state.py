@@ -15,7 +15,7 @@ from dpa_core.deepmd_input import convert_model
 from dpa_core.electrons import electron_configurations
 from dpa_core.errors import ConfigError, ModelFileError
 from dpa_core.interchange.content import AGAIN, Content
-from dpa_core.interchange.deepmd_names import Names, to_ours
+from dpa_core.interchange.deepmd_names import Names, to_ours, unused_parameters
 
 # Buffers that say nothing about the numbers of a model, or must be empty.
 _IGNORED = re.compile(
@@ -48,7 +48,7 @@ def content_of_state(
     except ConfigError as error:
         raise ModelFileError(f"{path}: cannot be represented: {error}") from error
     names = Names(config.descriptor.type == "dpa1", "torch")
-    tensors = _empty_parameters(config)
+    tensors = unused_parameters(config)
     _check_sizes(state, path)
     for name, value in _without_copies(state, path).items():
         if _COMPRESSED.fullmatch(name):
@@ -103,16 +103,6 @@ def _without_copies(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
             )
         result[single] = value
     return result
-
-
-def _empty_parameters(config: ModelConfig) -> dict[str, Tensor]:
-    net = config.fitting_net
-    return {
-        f"fitting.{name}_{end}": torch.zeros(0, dtype=torch.float64)
-        for name, size in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam))
-        if not size
-        for end in ("avg", "inv_std")
-    }
 
 
 def _check_default(name: str, value: Tensor, config: ModelConfig, path: Path) -> None:
