@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,7 +21,7 @@ from dpa_core.errors import ConfigError, NumericalError
 from dpa_core.frames import Frame
 from dpa_core.interchange.files import load_model
 from dpa_core.model import Potential
-from dpa_core.neighbors import Neighbors, neighbor_pairs, table_of_pairs
+from dpa_core.neighbors import Neighbors, Pairs, search_pairs, table_of_pairs
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class _Candidates(NamedTuple):
     atype: NDArray[np.int64]
     box: NDArray[np.float64] | None
     pbc: Periodicity
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    pairs: Pairs
 
 
 class DPACalculator(Calculator):
@@ -133,14 +134,15 @@ class DPACalculator(Calculator):
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
 
     def _frame(self, atoms: Atoms) -> tuple[Frame, Periodicity]:
-        symbols = atoms.get_chemical_symbols()
+        elements, place = np.unique(atoms.numbers, return_inverse=True)
+        symbols = [chemical_symbols[z] for z in elements]
         unknown = sorted(set(symbols) - set(self._types))
         if unknown:
             raise ConfigError(
                 f"the structure holds {', '.join(unknown)}, which the model does not know; its "
                 f"type_map is {list(self.model.type_map)}"
             )
-        atype = np.array([self._types[name] for name in symbols], np.int64)
+        atype = np.array([self._types[name] for name in symbols], np.int64)[place]
         pbc: Periodicity = tuple(bool(p) for p in atoms.pbc)  # type: ignore[assignment]
         box = None
         if any(pbc):
@@ -158,19 +160,14 @@ class DPACalculator(Calculator):
         spec = self.model.spec
         candidates = self._candidates
         if candidates is None or not self._valid(candidates, frame, pbc):
-            *pairs, _ = neighbor_pairs(frame.coord, frame.box, spec.rcut + self.skin, pbc)
-            candidates = _Candidates(
-                frame.coord, frame.atype, frame.box, pbc, (pairs[0], pairs[1], pairs[2])
-            )
+            pairs = search_pairs(frame, spec, spec.rcut + self.skin, pbc)
+            candidates = _Candidates(frame.coord, frame.atype, frame.box, pbc, pairs)
             self._candidates = candidates
             self.searches += 1
-        i, j, shift = candidates.pairs
-        vectors = frame.coord[j] - frame.coord[i]
-        if frame.box is not None:
-            vectors += shift @ frame.box
-        distance = np.sqrt(np.einsum("pk,pk->p", vectors, vectors))
-        near = distance <= spec.rcut
-        table = table_of_pairs(frame.atype, i[near], j[near], shift[near], distance[near], spec)
+        pairs = candidates.pairs
+        near = pairs.distances(frame.coord, frame.box) <= spec.rcut
+        # The candidates are sorted already, so what is near fills the table as it comes.
+        table = table_of_pairs(pairs.select(near), frame, spec)
         if table.dropped and not self._warned:
             self._warned = True
             log.warning(table.overflow(spec))

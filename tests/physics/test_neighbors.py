@@ -15,7 +15,14 @@ from dpa_core.batch import NeighborCache, make_batch
 from dpa_core.derivatives import neighbor_vectors
 from dpa_core.errors import DataError
 from dpa_core.frames import Frame
-from dpa_core.neighbors import NeighborSpec, neighbor_pairs, neighbor_table
+from dpa_core.neighbors import (
+    NeighborSpec,
+    _stable_order,
+    neighbor_pairs,
+    neighbor_table,
+    search_pairs,
+    table_of_pairs,
+)
 
 CELLS = {
     "cubic": np.diag([4.0, 4.0, 4.0]),
@@ -171,3 +178,52 @@ def test_table_is_as_wide_as_needed() -> None:
     frame = dense_frame()
     counts = np.bincount(by_ase(frame.coord, frame.box, 3.5)[0])
     assert neighbor_table(frame, NeighborSpec(3.5, (500,))).index.shape == (5, counts.max())
+
+
+@pytest.mark.parametrize("sel", [(), (30, 30, 30), (3, 5, 2)])
+def test_a_row_holds_its_neighbours_first_and_by_type(sel) -> None:
+    frame = dense_frame()
+    table = neighbor_table(frame, NeighborSpec(3.5, sel, mixed_types=False))
+    for row, mask in zip(table.index, table.mask, strict=True):
+        assert (mask == (np.arange(len(mask)) < mask.sum())).all()
+        assert (np.diff(frame.atype[row[mask]]) >= 0).all()
+
+
+@pytest.mark.parametrize("spec", [NeighborSpec(3.0), NeighborSpec(3.0, (6,))])
+def test_a_wider_search_gives_the_same_table(spec) -> None:
+    """What the calculator does from step to step."""
+    frame = dense_frame()
+    wide = search_pairs(frame, spec, 4.0)
+    near = wide.select(wide.distances(frame.coord, frame.box) <= spec.rcut)
+    ours, theirs = table_of_pairs(near, frame, spec), neighbor_table(frame, spec)
+    assert ours.dropped == theirs.dropped
+    for a, b in zip(rows_of(ours), rows_of(theirs), strict=True):
+        assert a == b
+
+
+def rows_of(table) -> list[set[tuple[int, ...]]]:
+    return [
+        {(int(j), *map(int, s)) for j, s in zip(row[mask], shift[mask], strict=True)}
+        for row, shift, mask in zip(table.index, table.shift, table.mask, strict=True)
+    ]
+
+
+def test_the_order_of_neighbours_is_that_of_the_frame_alone() -> None:
+    frame, other = dense_frame(), dense_frame()._replace(atype=np.array([2, 2, 1, 0, 0]))
+    spec = NeighborSpec(3.5, (7,))
+    alone, joint = make_batch([frame], spec), make_batch([other, frame, other], spec)
+    assert (alone.index == joint.index[5:10] - 5).all()
+    assert (alone.shift == joint.shift[5:10]).all()
+
+
+@pytest.mark.parametrize("bound", [1, 3, 1 << 16, (1 << 16) + 1, 1 << 40])
+def test_stable_order(bound: int) -> None:
+    keys = np.random.default_rng(1).integers(0, bound, 5000)
+    keys[::2] = keys[1]
+    assert (_stable_order(keys, bound) == np.argsort(keys, kind="stable")).all()
+
+
+def test_atoms_too_far_apart_are_an_error() -> None:
+    frame = Frame(np.array([[0.0, 0, 0], [5e5, 0, 0]]), np.zeros(2, int), 4 * np.eye(3))
+    with pytest.raises(DataError, match="wrap the coordinates"):
+        neighbor_table(frame, NeighborSpec(5.0))
