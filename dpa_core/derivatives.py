@@ -2,25 +2,39 @@
 
 Energies are differentiated with respect to the neighbour vectors d_ij = r_j - r_i. With
 g_ij = dE/dd_ij:  F_i = Σ_j g_ij - Σ_k g_ki,  W = -Σ_ij d_ij ⊗ g_ij = -dE/dstrain.
+
+Atoms are independent of each other given their neighbours. So a loss is differentiated in two
+passes: energies and g first, without a graph; the loss then gives a_i = dL/dE_i and
+b_ij = dL/dg_ij, and the gradient of L is that of Σ a_i E_i + Σ b_ij·g_ij with a and b fixed,
+which needs a few atoms at a time. Memory does not grow with the batch.
+
+Models on CPU are evaluated by compiled kernels (`dpa_core.kernels`) where these know their
+formulas, else by torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpa_core import kernels
 from dpa_core.frames import Batch, Prediction
+from dpa_core.kernels.engine import Neighborhoods
 
 if TYPE_CHECKING:
     from dpa_core.descriptor import Environment
     from dpa_core.model import Potential
 
-# Atoms evaluated at once: working sets that stay in cache, and rows as wide as they need.
+_T = TypeVar("_T")
+
+# Atoms that torch evaluates at once. On CPU working sets that stay in cache, and rows as wide
+# as they need; elsewhere enough work for a whole device.
 CHUNK = 64
+_DEVICE_CHUNK = 4096
 
 
 def neighbor_vectors(batch: Batch) -> Tensor:
@@ -44,7 +58,8 @@ def predict(
         Also return the (N, 3, 3) atomic virials, attributed to the neighbour as in
         DeePMD-kit: W_j = -Σ_i g_ij ⊗ d_ij.
     create_graph
-        Keep the graph, so that a loss of the forces can be differentiated.
+        Keep the graph, so that a function of the forces can be differentiated. For a loss
+        `loss_gradient` takes less time and memory.
     """
     models = (model,)
     return predict_heads(models, batch, atom_virial=atom_virial, create_graph=create_graph)[0]
@@ -66,38 +81,119 @@ def predict_heads(
     batch, atom_virial, create_graph
         As in `predict`.
     """
-    vectors = neighbor_vectors(batch)
-    env = models[0].environment(batch)
+    near = Neighborhoods(batch, models[0].environment(batch), neighbor_vectors(batch))
+    engine = None if create_graph else kernels.find(models)
+    if engine is not None:
+        found = engine.energies(near)
+    else:
+        found = _by_torch(models, near, create_graph=create_graph)
+    return [_assemble(near, energy, gradient, atom_virial) for energy, gradient in found]
+
+
+def loss_gradient(
+    model: Potential, batch: Batch, loss: Callable[[Prediction], tuple[Tensor, _T]]
+) -> tuple[Prediction, _T]:
+    """Add the gradient of a loss to the `grad` of the model's parameters.
+
+    Parameters
+    ----------
+    model
+        Any model that returns atomic energies.
+    batch
+        Frames and their neighbours.
+    loss
+        Gives the loss of a prediction, and anything else, which is returned.
+
+    Returns
+    -------
+    prediction, anything
+        The prediction has no graph.
+    """
+    near = Neighborhoods(batch, model.environment(batch), neighbor_vectors(batch))
+    engine = kernels.find((model,))
+    if engine is not None:
+        energy, gradient = engine.energies(near)[0]
+    else:
+        energy, gradient = _by_torch((model,), near, create_graph=False)[0]
+    energy.requires_grad_()
+    gradient.requires_grad_()
+    prediction = _assemble(near, energy, gradient, atom_virial=False)
+    value, other = loss(prediction)
+    a, b = torch.autograd.grad(value, (energy, gradient), materialize_grads=True)
+    if engine is not None:
+        engine.differentiate(near, a, b)
+    else:
+        _differentiate_by_torch(model, near, a, b)
+    return Prediction(*(None if x is None else x.detach() for x in prediction)), other
+
+
+def _by_torch(
+    models: Sequence[Potential], near: Neighborhoods, *, create_graph: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Atomic energies (N,) and gradients (N, M, 3) of every model."""
+    slots = near.vectors.shape[1]
+    energies: list[list[Tensor]] = [[] for _ in models]
+    gradients: list[list[Tensor]] = [[] for _ in models]
+    chunks = list(_chunks(near))
+    for atoms, width in chunks:
+        found = _differentiated(models, near, atoms, width, create_graph=create_graph)
+        for k, (energy, gradient) in enumerate(found):
+            energies[k].append(energy if create_graph else energy.detach())
+            gradients[k].append(F.pad(gradient, (0, 0, 0, slots - width)))
+    inverse = torch.argsort(torch.cat([atoms for atoms, _ in chunks]))
+    return [
+        (torch.cat(energy)[inverse], torch.cat(gradient)[inverse])
+        for energy, gradient in zip(energies, gradients, strict=True)
+    ]
+
+
+def _differentiate_by_torch(model: Potential, near: Neighborhoods, a: Tensor, b: Tensor) -> None:
+    for atoms, width in _chunks(near):
+        found = _differentiated((model,), near, atoms, width, create_graph=True)
+        roots, seeds = found[0], (a[atoms], b[atoms, :width])
+        kept = [(r, s) for r, s in zip(roots, seeds, strict=True) if r.requires_grad]
+        if kept:
+            torch.autograd.backward([r for r, _ in kept], [s for _, s in kept])
+
+
+def _chunks(near: Neighborhoods) -> Iterator[tuple[Tensor, int]]:
+    """Atoms to evaluate together, and their largest number of neighbours."""
+    batch = near.batch
     # Atoms with similar numbers of neighbours go together, so that few slots are empty.
     counts = batch.mask.sum(1)
     order = torch.argsort(counts, stable=True)
     if batch.head is not None:
         # And so do atoms of one head, which then pass its fitting net as one matrix.
         order = order[torch.argsort(batch.head[batch.frame[order]], stable=True)]
-    energies: list[list[Tensor]] = [[] for _ in models]
-    gradients: list[list[Tensor]] = [[] for _ in models]
-    for atoms in order.split(CHUNK):
-        width = int(counts[atoms].max())
-        with torch.enable_grad():
-            part = vectors[atoms, :width].detach().requires_grad_()
-            inputs = models[0].inputs_of(batch, atoms)
-            answers = _energies(models, part, env.select(atoms, width), inputs)
-            for k, energy in enumerate(answers):
-                # An atom without neighbours does not depend on its vectors: its gradient is 0.
-                (gradient,) = torch.autograd.grad(
-                    energy.sum(),
-                    part,
-                    create_graph=create_graph,
-                    retain_graph=create_graph or k + 1 < len(answers),
-                    materialize_grads=True,
-                )
-                energies[k].append(energy if create_graph else energy.detach())
-                gradients[k].append(F.pad(gradient, (0, 0, 0, vectors.shape[1] - width)))
-    inverse = torch.argsort(order)
-    return [
-        _assemble(batch, vectors, torch.cat(e)[inverse], torch.cat(g)[inverse], atom_virial)
-        for e, g in zip(energies, gradients, strict=True)
-    ]
+    for atoms in order.split(CHUNK if order.device.type == "cpu" else _DEVICE_CHUNK):
+        yield atoms, int(counts[atoms].max())
+
+
+def _differentiated(
+    models: Sequence[Potential],
+    near: Neighborhoods,
+    atoms: Tensor,
+    width: int,
+    *,
+    create_graph: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """Energies of some atoms, and their gradients, of every model."""
+    found = []
+    with torch.enable_grad():
+        part = near.vectors[atoms, :width].detach().requires_grad_()
+        inputs = models[0].inputs_of(near.batch, atoms)
+        answers = _energies(models, part, near.env.select(atoms, width), inputs)
+        for k, energy in enumerate(answers):
+            # An atom without neighbours does not depend on its vectors: its gradient is 0.
+            (gradient,) = torch.autograd.grad(
+                energy.sum(),
+                part,
+                create_graph=create_graph,
+                retain_graph=create_graph or k + 1 < len(answers),
+                materialize_grads=True,
+            )
+            found.append((energy, gradient))
+    return found
 
 
 def _energies(
@@ -110,11 +206,12 @@ def _energies(
 
 
 def _assemble(
-    batch: Batch, vectors: Tensor, energy: Tensor, gradient: Tensor, atom_virial: bool
+    near: Neighborhoods, energy: Tensor, gradient: Tensor, atom_virial: bool
 ) -> Prediction:
+    batch = near.batch
     mask = batch.mask[..., None]
     gradient = torch.where(mask, gradient, 0.0)
-    vectors = torch.where(mask, vectors, 0.0)
+    vectors = torch.where(mask, near.vectors, 0.0)
     force = gradient.sum(1).index_add(0, batch.index.flatten(), gradient.flatten(0, 1), alpha=-1)
     per_centre = -(gradient.mT @ vectors)
     zeros = energy.new_zeros(batch.nframes)

@@ -68,7 +68,7 @@ class EnergyFitting(nn.Module):
         fparam, aparam
             (N, numb_fparam) of each atom's frame, (N, numb_aparam).
         """
-        parameters = self._extra_inputs(d, fparam, aparam)
+        parameters = self.extra_inputs(d, fparam, aparam)
         energy = self._net(torch.cat([d, *parameters], -1), atype)
         vacuum = self._vacuum_types(d.device)
         if vacuum is not None:
@@ -85,9 +85,10 @@ class EnergyFitting(nn.Module):
             return self.nets[0](x).squeeze(-1)
         return apply_by_type(self.nets, x, atype).squeeze(-1)
 
-    def _extra_inputs(
+    def extra_inputs(
         self, d: Tensor, fparam: Tensor | None, aparam: Tensor | None
     ) -> list[Tensor]:
+        """Standardised frame and atom parameters in the precision of `d`, those that it has."""
         parameters = []
         if self.config.numb_fparam and fparam is not None:
             parameters.append((fparam - self.fparam_avg) * self.fparam_inv_std)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dpa_core.config import TrainConfig
-from dpa_core.derivatives import predict
+from dpa_core.derivatives import loss_gradient, predict
 from dpa_core.errors import DataError, NumericalError
 from dpa_core.finetune import refit_bias
 from dpa_core.interchange.files import save_model
@@ -157,9 +157,9 @@ def take_step(run: Run, indices: Sequence[int], lr: float) -> tuple[float, Metri
         batch, labels = run.data.train_cache.batch(run.data.train, mine)
         batch = batch._replace(head=_heads_of(run, indices, mine))
         batch, labels = batch.to(run.world.device), labels.to(run.world.device)
-        prediction = predict(run.model, batch, create_graph=True)
-        share, metrics = run.loss(prediction, labels, batch, ratio, run.world)
-        share.backward()
+        _, metrics = loss_gradient(
+            run.model, batch, lambda found: run.loss(found, labels, batch, ratio, run.world)
+        )
     else:
         nothing = run.loss.no_frames(run.world.device)
         _, metrics = run.loss.combine(nothing, ratio, run.world)

@@ -1,0 +1,254 @@
+"""Calls of the compiled kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpa_core.kernels.arrays import Arrays, LayerArrays, arrays_of, first_of, supports
+from dpa_core.kernels.build import library
+from dpa_core.kernels.job import ATTENTION, AttentionArgs, JobArgs, LayerArgs, NetArgs
+
+if TYPE_CHECKING:
+    from dpa_core.descriptor import Environment
+    from dpa_core.frames import Batch
+    from dpa_core.model import Potential
+
+# Scratch memory of a thread: activations of a group of atoms should stay in cache.
+_GROUP_BYTES = 4 << 20
+
+
+class Neighborhoods(NamedTuple):
+    """Atoms with their neighbours: what a batch gives to the model."""
+
+    batch: Batch
+    env: Environment
+    vectors: Tensor
+
+
+def find(models: Sequence[Potential]) -> Engine | None:
+    """Return the kernels for models on one descriptor, None if torch has to evaluate them.
+
+    DPAFLOW_KERNELS=0 in the environment switches them off.
+    """
+    if os.environ.get("DPAFLOW_KERNELS") == "0":
+        return None
+    descriptor = models[0].descriptor
+    fittings = [fitting for model in models for fitting in model.fittings]
+    if not supports(descriptor, fittings):
+        return None
+    compiled = library(models[0].config.descriptor.precision)
+    return None if compiled is None else Engine(compiled, models)
+
+
+class Engine:
+    """The kernels with the weights of some models on one descriptor.
+
+    Parameters
+    ----------
+    compiled
+        See `build.library`.
+    models
+        One; or heads of one model, which are evaluated together.
+    """
+
+    def __init__(self, compiled: ctypes.CDLL, models: Sequence[Potential]) -> None:
+        self._library = compiled
+        self._models = models
+        self._model = models[0]
+
+    def energies(self, near: Neighborhoods) -> list[tuple[Tensor, Tensor]]:
+        """Atomic energies (N,), eV, and gradients dE/dd (N, M, 3), eV/Å, of every model."""
+        with torch.no_grad():
+            call = _Call(self, near, learning=False)
+            n, m = near.env.mask.shape
+            energy = torch.zeros(call.heads, n, dtype=torch.float64)
+            gradient = torch.zeros(call.heads, n, m, 3, dtype=torch.float64)
+            call.point(energy=energy, gradient=gradient)
+            call.run(self._library.energies)
+            return [
+                (self._biased(k, energy[k], near, call.fitting_of), gradient[k])
+                for k in range(call.heads)
+            ]
+
+    def differentiate(self, near: Neighborhoods, weight: Tensor, direction: Tensor) -> None:
+        """Add the gradient of Σ weight E + Σ direction·dE/dd to the weights' `grad`.
+
+        Parameters
+        ----------
+        near
+            The atoms.
+        weight, direction
+            (N,) and (N, M, 3) float64: derivatives of a loss with respect to the atomic
+            energies and to dE/dd.
+        """
+        with torch.enable_grad():
+            call = _Call(self, near, learning=True)
+        call.point(direction=direction.detach(), weight=weight.detach())
+        call.run(self._library.parameters)
+        call.backward()
+
+    def _biased(self, k: int, energy: Tensor, near: Neighborhoods, fitting_of: Tensor) -> Tensor:
+        model, env = self._models[k], near.env
+        table = torch.stack([fitting.bias_atom_e for fitting in model.fittings])
+        which = fitting_of if len(table) > 1 else torch.zeros_like(fitting_of)
+        energy = energy + table[which, env.atype] + model.out_bias[env.atype]
+        return torch.where(silent(model, near), 0.0, energy)
+
+
+def silent(model: Potential, near: Neighborhoods) -> Tensor:
+    """Atoms without energy, (N,) bool."""
+    return (near.batch.atype < 0) | model.silent[near.env.atype]
+
+
+class _Call:
+    """One job: its C structure, and the tensors whose memory it points to."""
+
+    def __init__(self, engine: Engine, near: Neighborhoods, *, learning: bool) -> None:
+        self.models, self.learning = engine._models, learning
+        self.keep: list[Any] = []
+        self.gradients: list[tuple[Tensor, Tensor]] = []
+        model = self.models[0]
+        self.job = JobArgs()
+        self.heads = len(self.models)
+        self.fitting_of = self._fitting_of(near)
+        fittings = [f for m in self.models for f in m.fittings]
+        self.arrays = arrays_of(model.descriptor, fittings)
+        self._set_sizes(near)
+        self._set_atoms(near)
+        self._set_weights(self.arrays)
+        self._set_first(near)
+        descriptor = model.descriptor
+        self.point(davg=descriptor.davg, dstd=descriptor.dstd, allowed=descriptor.allowed)
+        if not descriptor.mixed_types:
+            self.point(sel=torch.tensor(descriptor.sel))
+
+    def point(self, **tensors: Tensor) -> None:
+        """Let fields of the job point to tensors, which are kept alive."""
+        for name, tensor in tensors.items():
+            setattr(self.job, name, self._pointer(tensor))
+
+    def run(self, function: Any) -> None:
+        """Call the library."""
+        if function(ctypes.byref(self.job)):
+            raise MemoryError("no memory is left for the compiled kernels")
+
+    def backward(self) -> None:
+        """Carry the arrays' gradients on to the model's parameters."""
+        torch.autograd.backward(
+            [array for array, _ in self.gradients], [gradient for _, gradient in self.gradients]
+        )
+
+    def _pointer(self, tensor: Tensor) -> int:
+        tensor = tensor.detach().contiguous()
+        self.keep.append(tensor)
+        return tensor.data_ptr()
+
+    def _gradient(self, tensor: Tensor) -> int | None:
+        if not self.learning or not tensor.requires_grad:
+            return None
+        gradient = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        self.gradients.append((tensor, gradient))
+        return gradient.data_ptr()
+
+    def _fitting_of(self, near: Neighborhoods) -> Tensor:
+        """Which of a model's own fitting nets an atom passes (training of heads)."""
+        head = near.batch.head
+        if head is None:
+            return torch.zeros_like(near.env.atype)
+        return head[near.batch.frame]
+
+    def _set_sizes(self, near: Neighborhoods) -> None:
+        job, model = self.job, self.models[0]
+        descriptor, config = model.descriptor, model.config.descriptor
+        job.natoms, job.slots = near.env.mask.shape
+        job.ntypes, job.heads = len(model.type_map), self.heads
+        job.threads, job.group_bytes = torch.get_num_threads(), _GROUP_BYTES
+        job.rcut, job.rcut_smth = descriptor.radii
+        job.protection, job.nnei = config.env_protection, descriptor.nnei
+        job.width, job.axis = config.neuron[-1], config.axis_neuron
+        if config.type == "dpa1":
+            job.smooth = config.smooth_type_embedding
+            job.attention_layers, job.hidden = config.attn_layer, config.attn
+            job.gated, job.epsilon = config.attn_dotr, config.ln_eps
+            for layer in list(descriptor.attention.layers)[:1]:  # type: ignore[union-attr]
+                job.scale = layer.scale
+
+    def _set_atoms(self, near: Neighborhoods) -> None:
+        env, model = near.env, self.models[0]
+        nets = len(model.fitting.nets)
+        own = self.fitting_of * nets + (env.atype if nets > 1 else 0)
+        per_model = nets * len(model.fittings)
+        which = torch.stack([own + k * per_model for k in range(self.heads)])
+        # One fitting net after the other; in it atoms with similar numbers of neighbours.
+        order = torch.argsort(env.mask.sum(1), stable=True)
+        order = order[torch.argsort(own[order], stable=True)]
+        order = order[~silent(model, near)[order]]
+        self.job.active = len(order)
+        self.point(
+            order=order, which=which, atype=env.atype, pad_type=env.pad_type,
+            neighbor_type=env.neighbor_type, mask=env.mask, vectors=near.vectors,
+        )  # fmt: skip
+
+    def _set_weights(self, arrays: Arrays) -> None:
+        job = self.job
+        job.nets, job.first_width = arrays.first_weight.shape
+        job.first_rows = len(arrays.first_bias)
+        self.point(net_of=arrays.net_of, row_of=arrays.row_of)
+        names = ("first_weight", "first_bias", "factor")
+        for name in names:
+            tensor = getattr(arrays, name)
+            if tensor is not None:
+                self.point(**{name: tensor})
+                setattr(job, f"g_{name}", self._gradient(tensor))
+        job.factor_rows = 0 if arrays.factor is None else len(arrays.factor)
+        layers = (AttentionArgs * max(len(arrays.attention), 1))()
+        for layer, weights in zip(layers, arrays.attention, strict=False):
+            for name in ATTENTION:
+                setattr(layer, name, self._pointer(weights[name]))
+                setattr(layer, f"g_{name}", self._gradient(weights[name]))
+        job.attention = layers
+        job.embedding = self._nets(arrays.embedding)
+        job.fitting = self._nets(arrays.fitting)
+        job.fitting_nets = len(arrays.fitting)
+        self.keep.append(layers)
+
+    def _nets(self, nets: list[list[LayerArrays]]) -> Any:
+        made = (NetArgs * len(nets))()
+        for target, layers in zip(made, nets, strict=True):
+            chain = (LayerArgs * max(len(layers), 1))()
+            for k, layer in enumerate(layers):
+                chain[k].input, chain[k].output = layer.weight.shape
+                chain[k].copies = layer.copies
+                for name in ("weight", "bias", "idt"):
+                    tensor = getattr(layer, name)
+                    if tensor is not None:
+                        setattr(chain[k], name, self._pointer(tensor))
+                        setattr(chain[k], f"g_{name}", self._gradient(tensor))
+            target.layers, target.layer = len(layers), chain
+            self.keep.append(chain)
+        self.keep.append(made)
+        return made
+
+    def _set_first(self, near: Neighborhoods) -> None:
+        """What the first layers of the fitting nets add, (H, N, width)."""
+        batch, env = near.batch, near.env
+        _, fparam, aparam, _ = self.models[0].inputs_of(batch, torch.arange(len(env.atype)))
+        rows = []
+        for model in self.models:
+            parts = [
+                first_of(model.descriptor, fitting, env, fparam, aparam)
+                for fitting in model.fittings
+            ]
+            row = parts[0]
+            for k, part in enumerate(parts[1:], start=1):
+                row = torch.where((self.fitting_of == k)[:, None], part, row)
+            rows.append(row)
+        first = torch.stack(rows)
+        self.point(first=first)
+        self.job.g_first = self._gradient(first)

@@ -1,0 +1,140 @@
+// Embedding of an atom's neighbours: G and its derivative, by nets of one number per neighbour.
+//
+// Always on dual numbers. For energies the direction is s itself, so the derivative is the slope
+// dG/ds, and a backward pass through the nets is not needed.
+#pragma once
+#include "model.hpp"
+
+// Consecutive rows that pass the same net.
+struct Block {
+  int start, count, net;
+};
+
+template <class F> struct EmbeddingSaved {
+  std::vector<Dual<F>> y, x; // activations and outputs of the layers
+  Dual<F> g;                 // what the descriptor sees
+  F *s, *ds;                 // (rows) input and its derivative
+};
+
+template <class F>
+EmbeddingSaved<F> take_embedding(const JobArgs& job, Arena& arena, int rows) {
+  EmbeddingSaved<F> saved;
+  saved.s = arena.take<F>(rows);
+  saved.ds = arena.take<F>(rows);
+  std::vector<int> widths{int(job.first_width)};
+  for (int k = 0; k < job.embedding[0].layers; ++k)
+    widths.push_back(job.embedding[0].layer[k].out);
+  for (int width : widths) {
+    saved.y.push_back(take<F, true>(arena, rows, width));
+    saved.x.push_back(take<F, true>(arena, rows, width));
+  }
+  saved.g = job.factor ? take<F, true>(arena, rows, widths.back()) : saved.x.back();
+  return saved;
+}
+
+template <class F> inline Dual<F> rows_from(Dual<F> x, int row) {
+  return {x.v + row * x.ld, x.t ? x.t + row * x.ld : nullptr, x.ld};
+}
+
+// The first layer's tanh(s w + b), b from the row of the pair of types.
+template <class F>
+void first_layer(const Model<F>& model, const Block& block, const int* row,
+                 const EmbeddingSaved<F>& saved, int width) {
+  const F* w = model.first_weight.data + block.net * model.first_weight.ld;
+  for (int i = block.start; i < block.start + block.count; ++i) {
+    const F* b = model.first_bias.data + row[i] * model.first_bias.ld;
+    const Dual<F> y = rows_from(saved.y[0], i), x = rows_from(saved.x[0], i);
+    for (int c = 0; c < padded<F>(width); c += LANES<F>) {
+      const Vec<F> value = tanh(saved.s[i] * vec<F>(w + c) + vec<F>(b + c));
+      const Vec<F> slope = (1 - value * value) * vec<F>(w + c) * saved.ds[i];
+      vec<F>(y.v + c) = vec<F>(x.v + c) = value;
+      vec<F>(y.t + c) = vec<F>(x.t + c) = slope;
+    }
+  }
+}
+
+// Nets of all blocks: fills saved.x.
+template <class F>
+void embed(const Model<F>& model, const std::vector<Block>& blocks, const int* row,
+           const EmbeddingSaved<F>& saved, int first_width) {
+  for (const Block& block : blocks) {
+    first_layer(model, block, row, saved, first_width);
+    const auto& layers = model.embedding[block.net];
+    for (size_t k = 0; k < layers.size(); ++k) {
+      const Saved<F> own{rows_from(saved.x[k], block.start), rows_from(saved.y[k + 1], block.start)};
+      forward<F, true>(layers[k], block.count, own, rows_from(saved.x[k + 1], block.start));
+    }
+  }
+}
+
+// Gradients of the nets' weights from the adjoint of their output, which is overwritten.
+template <class F>
+void embed_backward(const Model<F>& model, Model<F>& gradient, const std::vector<Block>& blocks,
+                    const int* row, const EmbeddingSaved<F>& saved, int first_width, Arena& arena,
+                    Dual<F> bar) {
+  for (const Block& block : blocks) {
+    const size_t mark = arena.used();
+    const auto& layers = model.embedding[block.net];
+    const int n = block.count;
+    Dual<F> out = rows_from(bar, block.start);
+    for (int k = int(layers.size()) - 1; k >= 0; --k) {
+      const Saved<F> own{rows_from(saved.x[k], block.start), rows_from(saved.y[k + 1], block.start)};
+      const Dual<F> u_bar = take<F, true>(arena, n, layers[k].out);
+      const Dual<F> x_bar = take<F, true>(arena, n, layers[k].in);
+      backward<F, true>(layers[k], gradient.embedding[block.net][k], n, own, out, u_bar, x_bar);
+      out = x_bar;
+    }
+    F* g_weight = gradient.first_weight.data + block.net * gradient.first_weight.ld;
+    for (int i = 0; i < n; ++i) {
+      const int at = block.start + i;
+      F* g_bias = gradient.first_bias.data + row[at] * gradient.first_bias.ld;
+      for (int c = 0; c < padded<F>(first_width); c += LANES<F>) {
+        const Vec<F> y = vec<F>(saved.y[0].v + at * saved.y[0].ld + c);
+        const Vec<F> dy = vec<F>(saved.y[0].t + at * saved.y[0].ld + c);
+        const Vec<F> o = vec<F>(out.v + i * out.ld + c), slope = 1 - y * y;
+        const Vec<F> u = o * slope, du = vec<F>(out.t + i * out.ld + c) * slope - 2 * o * y * dy;
+        vec<F>(g_bias + c) += du;
+        vec<F>(g_weight + c) += saved.s[at] * du + saved.ds[at] * u;
+      }
+    }
+    arena.release(mark);
+  }
+}
+
+// Strip mode: G = N(s) (1 + factor sw). `smooth` is false if the factor is not switched off.
+// With DIRECTION the derivative is along the atoms' direction, else it is the slope in s.
+template <class F, bool DIRECTION>
+void apply_factor(const Model<F>& model, const int* row, int rows, bool smooth, const F* sw,
+                  const F* dsw, const EmbeddingSaved<F>& saved, int width) {
+  const Dual<F> n = saved.x.back();
+  for (int i = 0; i < rows; ++i) {
+    const F* factor = model.factor.data + row[i] * model.factor.ld;
+    const F w = smooth ? sw[i] : F(1), dw = DIRECTION && smooth ? dsw[i] : F(0);
+    for (int c = 0; c < padded<F>(width); c += LANES<F>) {
+      const Vec<F> f = vec<F>(factor + c), scale = 1 + f * w, value = vec<F>(n.v + i * n.ld + c);
+      vec<F>(saved.g.v + i * saved.g.ld + c) = value * scale;
+      vec<F>(saved.g.t + i * saved.g.ld + c) = vec<F>(n.t + i * n.ld + c) * scale + value * f * dw;
+    }
+  }
+}
+
+// Adjoint of G -> of N(s), in place, and the gradient of the factor.
+template <class F>
+void factor_backward(const Model<F>& model, Model<F>& gradient, const int* row, int rows,
+                     bool smooth, const F* sw, const F* dsw, const EmbeddingSaved<F>& saved,
+                     int width, Dual<F> bar) {
+  const Dual<F> n = saved.x.back();
+  for (int i = 0; i < rows; ++i) {
+    const F* factor = model.factor.data + row[i] * model.factor.ld;
+    F* g_factor = gradient.factor.data + row[i] * gradient.factor.ld;
+    const F w = smooth ? sw[i] : F(1), dw = smooth ? dsw[i] : F(0);
+    for (int c = 0; c < padded<F>(width); c += LANES<F>) {
+      const Vec<F> f = vec<F>(factor + c), value = vec<F>(n.v + i * n.ld + c);
+      const Vec<F> slope = vec<F>(n.t + i * n.ld + c), scale = 1 + f * w;
+      const Vec<F> b = vec<F>(bar.v + i * bar.ld + c), db = vec<F>(bar.t + i * bar.ld + c);
+      vec<F>(g_factor + c) += (db * value + b * slope) * w + b * value * dw;
+      vec<F>(bar.v + i * bar.ld + c) = b * scale;
+      vec<F>(bar.t + i * bar.ld + c) = db * scale + b * f * dw;
+    }
+  }
+}

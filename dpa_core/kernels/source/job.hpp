@@ -1,0 +1,67 @@
+// What Python hands over: one job = one call. Mirrored by dpa_core/kernels/job.py, field by field.
+//
+// Numbers of the networks (`void*`) are float or double; everything is contiguous. Sizes:
+// N atoms, M slots, T types, C width of the embedding, H heads.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+struct LayerArgs {
+  int64_t in, out, copies;
+  const void *weight, *bias, *idt;       // (in, out), (out) or null, (out) or null
+  void *g_weight, *g_bias, *g_idt;       // gradients, added to
+};
+
+// An embedding net without its first layer, or a fitting net.
+struct NetArgs {
+  int64_t layers;
+  const LayerArgs* layer;
+};
+
+struct AttentionArgs {
+  const void *in, *in_bias, *out, *out_bias, *gamma, *beta; // (C, 3 hidden), (3 hidden), ...
+  void *g_in, *g_in_bias, *g_out, *g_out_bias, *g_gamma, *g_beta;
+};
+
+struct JobArgs {
+  int64_t natoms, slots, ntypes, heads, active, threads, group_bytes;
+  // Neighbourhoods. `order` names the atoms to work on; neighbours of one fitting net together.
+  const int64_t *order, *atype, *pad_type, *neighbor_type; // (active), (N), (N), (N, M)
+  const uint8_t* mask;                                     // (N, M)
+  const double *vectors, *direction, *weight;              // (N, M, 3), (N, M, 3), (N)
+  // Descriptor.
+  double rcut, rcut_smth, protection;
+  int64_t nnei, width, axis;
+  const double *davg, *dstd;         // (T, 4)
+  const uint8_t* allowed;            // (T, T)
+  const int64_t* sel;                // (T), or null if neighbours of all types count together
+  // Embedding: first layer tanh(s first_weight[net] + first_bias[row]), then `embedding`.
+  int64_t nets, first_width, first_rows;
+  const int64_t *net_of, *row_of;    // (T, T) [centre, neighbour]
+  const void *first_weight, *first_bias;
+  void *g_first_weight, *g_first_bias;
+  const NetArgs* embedding;          // (nets)
+  // Strip mode: G = N(s) (1 + factor[row_of] [w(r)]); null without.
+  int64_t factor_rows;
+  const void* factor;
+  void* g_factor;
+  // Attention.
+  int64_t attention_layers, hidden, smooth, gated;
+  double scale, epsilon;
+  const AttentionArgs* attention;
+  // Fitting: which[h, atom] is a net; `first` is what its first layer adds, (H, N, F1).
+  int64_t fitting_nets;
+  const int64_t* which;
+  const NetArgs* fitting;
+  const void* first;
+  void* g_first;
+  // Results.
+  double *energy, *gradient;         // (H, N), (H, N, M, 3)
+};
+
+// Energies, and their gradients with respect to the vectors; 0, or -1 without memory.
+int energies(const JobArgs*);
+// Gradients of  Σ weight E + Σ direction·dE/dvectors  with respect to all that has a `g_`.
+int parameters(const JobArgs*);
+}

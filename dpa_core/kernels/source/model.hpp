@@ -1,0 +1,125 @@
+// The weights of a job, with padded rows and transposes; and gradients laid out alike.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "attention.hpp"
+#include "job.hpp"
+
+template <class F> struct Model {
+  std::vector<std::vector<Layer<F>>> embedding, fitting;
+  std::vector<AttentionLayer<F>> attention;
+  Matrix<F> first_weight, first_bias, factor;
+};
+
+// Where an array of the job goes: rows and columns come in blocks, each padded by itself.
+template <class F> struct Place {
+  int rows, columns, row_block, column_block;
+  const void* source;
+  void* gradient;
+  int row(int i) const { return i / row_block * padded<F>(row_block) + i % row_block; }
+  int column(int j) const { return j / column_block * padded<F>(column_block) + j % column_block; }
+  int packed_rows() const { return rows == row_block ? rows : rows / row_block * padded<F>(row_block); }
+  int packed_columns() const { return columns / column_block * padded<F>(column_block); }
+};
+
+// Give every array of the job its place in `model`; `each(Place, matrix&, with_transpose)` makes it.
+template <class F, class Each> void for_each_array(const JobArgs& job, Model<F>& model, Each each) {
+  auto vector = [&](int n, int block, const void* source, void* gradient, F*& target) {
+    if (!source) return;
+    Matrix<F> row;
+    each(Place<F>{1, n, 1, block, source, gradient}, row, false);
+    target = row.data;
+  };
+  auto net = [&](const NetArgs& args, std::vector<Layer<F>>& layers, int first_block) {
+    layers.resize(args.layers);
+    for (int k = 0; k < args.layers; ++k) {
+      const LayerArgs& a = args.layer[k];
+      Layer<F>& layer = layers[k];
+      const int in = a.in, out = a.out, block = k == 0 && first_block ? first_block : in;
+      const Place<F> weight{in, out, block, out, a.weight, a.g_weight};
+      layer.in = weight.packed_rows(), layer.out = out, layer.copies = a.copies;
+      each(weight, layer.weight, true);
+      vector(out, out, a.bias, a.g_bias, layer.bias);
+      vector(out, out, a.idt, a.g_idt, layer.idt);
+    }
+  };
+  const int rows = job.first_rows, nets = job.nets, first = job.first_width, width = job.width;
+  each(Place<F>{nets, first, nets, first, job.first_weight, job.g_first_weight},
+       model.first_weight, false);
+  each(Place<F>{rows, first, rows, first, job.first_bias, job.g_first_bias}, model.first_bias, false);
+  if (job.factor) {
+    const int n = job.factor_rows;
+    each(Place<F>{n, width, n, width, job.factor, job.g_factor}, model.factor, false);
+  }
+  model.embedding.resize(nets);
+  for (int k = 0; k < nets; ++k) net(job.embedding[k], model.embedding[k], 0);
+  model.attention.resize(job.attention_layers);
+  for (int k = 0; k < job.attention_layers; ++k) {
+    const AttentionArgs& a = job.attention[k];
+    AttentionLayer<F>& layer = model.attention[k];
+    const int hidden = job.hidden;
+    each(Place<F>{width, 3 * hidden, width, hidden, a.in, a.g_in}, layer.in, true);
+    vector(3 * hidden, hidden, a.in_bias, a.g_in_bias, layer.in_bias);
+    each(Place<F>{hidden, width, hidden, width, a.out, a.g_out}, layer.out, true);
+    vector(width, width, a.out_bias, a.g_out_bias, layer.out_bias);
+    vector(width, width, a.gamma, a.g_gamma, layer.gamma);
+    vector(width, width, a.beta, a.g_beta, layer.beta);
+  }
+  model.fitting.resize(job.fitting_nets);
+  for (int k = 0; k < job.fitting_nets; ++k) net(job.fitting[k], model.fitting[k], job.axis);
+}
+
+// Memory and pointers of a model: copied weights, or zeros for gradients.
+template <class F> class Storage {
+public:
+  Storage(const JobArgs& job, bool weights) {
+    Arena counter;
+    place(job, counter, weights, false);
+    arena_ = std::make_unique<Arena>(counter.used());
+    place(job, *arena_, weights, true);
+  }
+  Model<F> model;
+
+  // Add gradients to the arrays of the job.
+  void add_to(const JobArgs& job) {
+    Model<F> walk;
+    auto collect = [&](const Place<F>& p, Matrix<F>&, bool) {
+      const Matrix<F> matrix = made_[next_++];
+      F* gradient = static_cast<F*>(p.gradient);
+      for (int i = 0; gradient && i < p.rows; ++i)
+        for (int j = 0; j < p.columns; ++j)
+          gradient[ptrdiff_t(i) * p.columns + j] += matrix.data[p.row(i) * matrix.ld + p.column(j)];
+    };
+    next_ = 0;
+    for_each_array<F>(job, walk, collect);
+  }
+
+private:
+  std::unique_ptr<Arena> arena_;
+  std::vector<Matrix<F>> made_;
+  size_t next_ = 0;
+
+  void place(const JobArgs& job, Arena& arena, bool weights, bool real) {
+    for_each_array<F>(job, model, [&](const Place<F>& p, Matrix<F>& matrix, bool transposed) {
+      const int rows = p.packed_rows(), columns = p.packed_columns();
+      matrix.ld = stride<F>(columns);
+      matrix.data = arena.take<F>(rows * matrix.ld);
+      if (weights && transposed) {
+        matrix.ld_transposed = stride<F>(rows);
+        matrix.transposed = arena.take<F>(columns * matrix.ld_transposed);
+      }
+      if (!real) return;
+      std::memset(matrix.data, 0, rows * matrix.ld * sizeof(F));
+      if (!weights) {
+        made_.push_back(matrix);
+        return;
+      }
+      const F* source = static_cast<const F*>(p.source);
+      for (int i = 0; i < p.rows; ++i)
+        for (int j = 0; j < p.columns; ++j)
+          matrix.data[p.row(i) * matrix.ld + p.column(j)] = source[ptrdiff_t(i) * p.columns + j];
+      if (transposed) transpose(rows, columns, matrix.data, matrix.ld, matrix.transposed, matrix.ld_transposed);
+    });
+  }
+};
