@@ -124,7 +124,8 @@ def loss_gradient(
         engine.differentiate(near, a, b)
     else:
         _differentiate_by_torch(model, near, a, b)
-    return Prediction(*(None if x is None else x.detach() for x in prediction)), other
+    detached = (None if x is None else x.detach() for x in prediction)
+    return Prediction(*detached), other  # type: ignore[arg-type]  # None stays where None was
 
 
 def _by_torch(

@@ -116,7 +116,7 @@ def first_of(
     fparam: Tensor | None,
     aparam: Tensor | None,
 ) -> Tensor:
-    """What the first layer of the fitting net adds to the descriptor's share, (N, width).
+    """Return what the first layer of the fitting net adds to the descriptor's share, (N, width).
 
     Its bias and its product with the inputs behind the descriptor: the centre's type
     embedding, frame and atom parameters.

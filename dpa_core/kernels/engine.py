@@ -176,7 +176,7 @@ class _Call:
             job.smooth = config.smooth_type_embedding
             job.attention_layers, job.hidden = config.attn_layer, config.attn
             job.gated, job.epsilon = config.attn_dotr, config.ln_eps
-            for layer in list(descriptor.attention.layers)[:1]:  # type: ignore[union-attr]
+            for layer in list(descriptor.attention.layers)[:1]:  # type: ignore[union-attr,arg-type]
                 job.scale = layer.scale
 
     def _set_atoms(self, near: Neighborhoods) -> None:
@@ -236,7 +236,7 @@ class _Call:
         return made
 
     def _set_first(self, near: Neighborhoods) -> None:
-        """What the first layers of the fitting nets add, (H, N, width)."""
+        """Give what the first layers of the fitting nets add, (H, N, width)."""
         batch, env = near.batch, near.env
         _, fparam, aparam, _ = self.models[0].inputs_of(batch, torch.arange(len(env.atype)))
         rows = []

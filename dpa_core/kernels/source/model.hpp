@@ -1,5 +1,6 @@
 // The weights of a job, with padded rows and transposes; and gradients laid out alike.
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -18,7 +19,13 @@ template <class F> struct Place {
   const void* source;
   void* gradient;
   int row(int i) const { return i / row_block * padded<F>(row_block) + i % row_block; }
-  int column(int j) const { return j / column_block * padded<F>(column_block) + j % column_block; }
+  // Call each(packed position, position, length) for every run of neighbouring numbers.
+  template <class Each> void runs(ptrdiff_t ld, Each each) const {
+    for (int i = 0; i < rows; ++i)
+      for (int k = 0; k < columns / column_block; ++k)
+        each(row(i) * ld + k * padded<F>(column_block),
+             ptrdiff_t(i) * columns + k * column_block, column_block);
+  }
   int packed_rows() const { return rows == row_block ? rows : rows / row_block * padded<F>(row_block); }
   int packed_columns() const { return columns / column_block * padded<F>(column_block); }
 };
@@ -87,9 +94,10 @@ public:
     auto collect = [&](const Place<F>& p, Matrix<F>&, bool) {
       const Matrix<F> matrix = made_[next_++];
       F* gradient = static_cast<F*>(p.gradient);
-      for (int i = 0; gradient && i < p.rows; ++i)
-        for (int j = 0; j < p.columns; ++j)
-          gradient[ptrdiff_t(i) * p.columns + j] += matrix.data[p.row(i) * matrix.ld + p.column(j)];
+      if (!gradient) return;
+      p.runs(matrix.ld, [&](ptrdiff_t from, ptrdiff_t to, int length) {
+        for (int c = 0; c < length; ++c) gradient[to + c] += matrix.data[from + c];
+      });
     };
     next_ = 0;
     for_each_array<F>(job, walk, collect);
@@ -116,10 +124,11 @@ private:
         return;
       }
       const F* source = static_cast<const F*>(p.source);
-      for (int i = 0; i < p.rows; ++i)
-        for (int j = 0; j < p.columns; ++j)
-          matrix.data[p.row(i) * matrix.ld + p.column(j)] = source[ptrdiff_t(i) * p.columns + j];
-      if (transposed) transpose(rows, columns, matrix.data, matrix.ld, matrix.transposed, matrix.ld_transposed);
+      p.runs(matrix.ld, [&](ptrdiff_t to, ptrdiff_t from, int length) {
+        std::copy_n(source + from, length, matrix.data + to);
+      });
+      if (transposed)
+        transpose(rows, columns, matrix.data, matrix.ld, matrix.transposed, matrix.ld_transposed);
     });
   }
 };
