@@ -7,11 +7,12 @@ description and its default is the only default. A DeePMD `input.json` enters th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from dpa_core.config_errors import parse_config as parse_config
 from dpa_core.errors import ConfigError
 
 Precision = Literal["float32", "float64"]
@@ -49,6 +50,19 @@ class Config(pydantic.BaseModel):
     )
 
 
+class CompressionConfig(Config):
+    """Tables in place of the embedding nets (`dpaflow model compress`); for inference only."""
+
+    lower: float
+    """Where the tables begin, in units of s, the normalised radial value."""
+    stride: PositiveFloat
+    """Width of a bin."""
+    nbins: Annotated[int, Field(gt=0, le=2**20)]
+    """Bins of every table."""
+    min_distance: PositiveFloat
+    """Å. Distance down to which the tables reach."""
+
+
 class _Descriptor(Config):
     rcut: PositiveFloat = 6.0
     """Å. Cutoff radius."""
@@ -78,6 +92,8 @@ class _Descriptor(Config):
     """Seed of the initial weights; the training seed when None."""
     convention: Convention = "pytorch"
     """DeePMD-kit's backend whose formulas hold; tensorflow for models read from its graphs."""
+    compression: CompressionConfig | None = None
+    """Of a compressed model; written by `dpaflow model compress`, never by hand."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> _Descriptor:
@@ -227,6 +243,15 @@ class ModelConfig(Config):
         return self
 
 
+def require_uncompressed(config: ModelConfig, what: str) -> None:
+    """Raise ConfigError if the model is compressed, which is for inference only."""
+    if config.descriptor.compression is not None:
+        raise ConfigError(
+            f"{what}: the model is compressed: it has tables in place of its embedding nets and "
+            "is for inference only; use the model it was made from"
+        )
+
+
 class LossConfig(Config):
     """Energy loss; a prefactor goes from start to limit with the learning rate.
 
@@ -369,31 +394,3 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
     finetune: FinetuneConfig | None = None
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def parse_config(cls: type[ConfigT], data: Any, source: str) -> ConfigT:
-    """Validate `data` as `cls`; every mistake is reported at once.
-
-    Parameters
-    ----------
-    cls
-        A class of this tree (or any other `Config`).
-    data
-        Plain dictionaries and lists, as read from YAML or JSON.
-    source
-        The file's name, quoted in the message.
-
-    Raises
-    ------
-    ConfigError
-        One line per mistake: dotted path, what is wrong, value seen, suggestion.
-    """
-    try:
-        return cls.model_validate(data)
-    except pydantic.ValidationError as error:
-        from dpa_core.config_errors import explain
-
-        raise ConfigError(explain(error, cls, source)) from error

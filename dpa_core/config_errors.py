@@ -1,4 +1,4 @@
-"""Turn pydantic's errors into lines a user can act on."""
+"""Read settings; turn pydantic's errors into lines a user can act on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import collections.abc
 import difflib
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
+from dpa_core.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound=pydantic.BaseModel)
 UNIONS = (typing.Union, types.UnionType)
 SEQUENCES = (list, tuple, set, frozenset, collections.abc.Sequence)
 MAX_SEEN = 60
@@ -24,6 +27,29 @@ PLAIN = {
     "bool_parsing": "expected true or false",
 }
 """In the words of somebody who writes YAML."""
+
+
+def parse_config(cls: type[ConfigT], data: Any, source: str) -> ConfigT:
+    """Validate `data` as `cls`; every mistake is reported at once.
+
+    Parameters
+    ----------
+    cls
+        A block of settings.
+    data
+        Plain dictionaries and lists, as read from YAML or JSON.
+    source
+        The file's name, quoted in the message.
+
+    Raises
+    ------
+    ConfigError
+        One line per mistake: dotted path, what is wrong, value seen, suggestion.
+    """
+    try:
+        return cls.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error, cls, source)) from error
 
 
 def explain(error: pydantic.ValidationError, cls: type[pydantic.BaseModel], source: str) -> str:

@@ -19,6 +19,7 @@ from dpa_core.config import (
     TrainConfig,
     TrainingConfig,
     parse_config,
+    require_uncompressed,
 )
 from dpa_core.errors import ConfigError
 
@@ -43,8 +44,10 @@ def model_section(config: ModelConfig) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        DeePMD-kit has no such model: several heads, or TensorFlow's numerical conventions.
+        DeePMD-kit has no such model: several heads, TensorFlow's numerical conventions, or
+        dpaflow's tables.
     """
+    require_uncompressed(config, "DeePMD-kit's tables are others")
     if config.heads > 1:
         raise ConfigError(
             f"heads is {config.heads}: DeePMD-kit has no model with several fitting nets; "

@@ -117,6 +117,8 @@ class DPA1Descriptor(_Descriptor):
     """
 
     mixed_types = True
+    # Types that only slots have (see dpa_core.tensorflow).
+    extra_types = 0
 
     def __init__(
         self, config: DPA1Config, type_map: tuple[str, ...], generator: torch.Generator
@@ -128,11 +130,7 @@ class DPA1Descriptor(_Descriptor):
             type_map, tebd, use_econf=config.use_econf_tebd, use_bias=config.use_tebd_bias,
             generator=generator,
         )  # fmt: skip
-        width = tebd if config.type_one_side else 2 * tebd
-        net = (config.neuron, activation_of(config), config.resnet_dt, generator)
-        strip = config.tebd_input_mode == "strip"
-        self.embedding = ResidualNet(1 if strip else 1 + width, *net)
-        self.embedding_strip = ResidualNet(width, *net) if strip else None
+        self._make_nets(config, generator)
         self.attention = GatedAttention(config, generator)
         self.dim_out = config.neuron[-1] * config.axis_neuron
         if config.concat_output_tebd:
@@ -141,6 +139,13 @@ class DPA1Descriptor(_Descriptor):
         self.to(self.dtype)
         for name in ("davg", "dstd"):
             setattr(self, name, getattr(self, name).double())
+
+    def _make_nets(self, config: DPA1Config, generator: torch.Generator) -> None:
+        width = config.tebd_dim if config.type_one_side else 2 * config.tebd_dim
+        net = (config.neuron, activation_of(config), config.resnet_dt, generator)
+        strip = config.tebd_input_mode == "strip"
+        self.embedding = ResidualNet(1 if strip else 1 + width, *net)
+        self.embedding_strip = ResidualNet(width, *net) if strip else None
 
     def forward(self, vectors: Tensor, env: Environment) -> Tensor:
         """Neighbour vectors (N, M, 3) float64 -> descriptor (N, dim_out).
@@ -174,20 +179,35 @@ class DPA1Descriptor(_Descriptor):
         """Embedding net on [s, T_j, T_i] (concat), or N(s) g_t + N(s) (strip)."""
         if self.embedding_strip is None:
             return self._embed_concat(s, types, env)
-        ntypes = len(types)
-        pairs = types
-        if not self.config.type_one_side:
-            neighbor = types.expand(ntypes, ntypes, -1)
-            pairs = torch.cat([neighbor, neighbor.transpose(0, 1)], -1).flatten(0, 1)
-        g_t = self.embedding_strip(pairs)
+        return self._times_pairs(self.embedding(s), self._pair_factors(types), sw, env)
+
+    def _pair_factors(self, types: Tensor) -> Tensor:
+        """Strip mode's g_t = N'(T_j, T_i): row t_j, or t_i * len(types) + t_j if two-sided."""
+        net = cast(ResidualNet, self.embedding_strip)
         if self.config.type_one_side:
-            g_t = g_t[env.neighbor_type]
-        else:
-            g_t = g_t[env.atype[:, None] * ntypes + env.neighbor_type]
+            return net(types)
+        neighbor = types.expand(len(types), *types.shape)
+        return net(torch.cat([neighbor, neighbor.transpose(0, 1)], -1).flatten(0, 1))
+
+    def _times_pairs(self, g_s: Tensor, factors: Tensor, sw: Tensor, env: Environment) -> Tensor:
+        """Strip mode: N(s) g_t + N(s)."""
+        row = env.neighbor_type
+        if not self.config.type_one_side:
+            row = env.atype[:, None] * (self.ntypes + self.extra_types) + row
+        g_t = factors[row]
         if self.config.smooth_type_embedding:
             g_t = g_t * sw[..., None]
-        g_s = self.embedding(s)
         return g_s * g_t + g_s
+
+    def strip_factors(self, types: Tensor) -> Tensor:
+        """Strip mode's g_t of every pair of types, rows t_centre * ntypes + t_neighbour."""
+        if self.embedding_strip is None:
+            raise ConfigError("only models with tebd_input_mode: strip have these factors")
+        pairs = types
+        if not self.config.type_one_side:
+            neighbor = types.expand(len(types), len(types), -1)
+            pairs = torch.cat([neighbor, neighbor.transpose(0, 1)], -1).flatten(0, 1)
+        return self.embedding_strip(pairs)
 
     def _embed_concat(self, s: Tensor, types: Tensor, env: Environment) -> Tensor:
         first = cast(ResidualLayer, self.embedding.layers[0])
@@ -228,30 +248,33 @@ class SeE2ADescriptor(_Descriptor):
         ntypes = len(type_map)
         super().__init__(config, ntypes)
         self.config = config
-        self.embedding = nn.ModuleList(
-            ResidualNet(1, config.neuron, activation_of(config), config.resnet_dt, generator)
-            for _ in range(ntypes if config.type_one_side else ntypes**2)
-        )
+        self._make_nets(config, generator)
         self.dim_out = config.neuron[-1] * config.axis_neuron
         self.to(self.dtype)
         for name in ("davg", "dstd"):
             setattr(self, name, getattr(self, name).double())
 
+    def _make_nets(self, config: SeE2AConfig, generator: torch.Generator) -> None:
+        count = self.ntypes if config.type_one_side else self.ntypes**2
+        net = (config.neuron, activation_of(config), config.resnet_dt, generator)
+        self.embedding = nn.ModuleList(ResidualNet(1, *net) for _ in range(count))
+
     def forward(self, vectors: Tensor, env: Environment) -> Tensor:
         """Neighbour vectors (N, M, 3) float64 -> descriptor (N, dim_out)."""
         rows, _, _, mask = self._geometry(vectors, env, self.config)
         rows = rows * mask[..., None]
-        net_index = self._net_index(env.atype[:, None], env.neighbor_type)
-        g = apply_by_type(self.embedding, rows[..., :1], torch.where(mask, net_index, -1))
-        x = rows.mT @ g
+        x = rows.mT @ self._embed(rows[..., :1], env.atype, env.neighbor_type, mask)
         if bool(self.davg.any()):
             x = x + self._empty_slots(env)
         return self._contract(x / self.nnei, self.config.axis_neuron)
 
+    def _embed(self, s: Tensor, centre: Tensor, neighbor: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings (N, M, C) of s (N, M, 1), types (N,) and (N, M); those masked are not used."""
+        net_index = self._net_index(centre[:, None], neighbor)
+        return apply_by_type(self.embedding, s, torch.where(mask, net_index, -1))
+
     def _net_index(self, centre: Tensor, neighbor: Tensor) -> Tensor:
-        if self.config.type_one_side:
-            return neighbor.expand(torch.broadcast_shapes(centre.shape, neighbor.shape))
-        return centre + self.ntypes * neighbor
+        return neighbor if self.config.type_one_side else centre + self.ntypes * neighbor
 
     def _empty_counts(self, env: Environment) -> Tensor:
         """How many slots of every type's block are empty, (N, ntypes)."""
@@ -263,10 +286,11 @@ class SeE2ADescriptor(_Descriptor):
     def _empty_slots(self, env: Environment) -> Tensor:
         """Return what the empty slots of every type's block add to RᵀG, (N, 4, C)."""
         types = torch.arange(self.ntypes, device=env.atype.device)
+        every = types.expand(self.ntypes, -1)
         empty = self._empty_counts(env).to(self.dtype)
         pad_rows = (-self.davg / self.dstd).to(self.dtype)
         s = pad_rows[:, None, :1].expand(-1, self.ntypes, -1).contiguous()
-        g_pad = apply_by_type(self.embedding, s, self._net_index(types[:, None], types[None]))
+        g_pad = self._embed(s, types, every, torch.ones_like(every, dtype=torch.bool))
         weighted = torch.einsum("nt,ntc->nc", empty, g_pad[env.atype])
         return pad_rows[env.atype][..., None] * weighted[:, None, :]
 
@@ -278,6 +302,10 @@ def build_descriptor(
     config: DPA1Config | SeE2AConfig, type_map: tuple[str, ...], generator: torch.Generator
 ) -> Descriptor:
     """Make the descriptor a configuration asks for."""
+    if config.compression is not None:
+        from dpa_core.tabulated import build_tabulated_descriptor
+
+        return build_tabulated_descriptor(config, type_map, generator)
     if config.convention == "tensorflow":
         from dpa_core.tensorflow import build_tensorflow_descriptor
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dpa_core.bias import change_bias
-from dpa_core.config import DPA1Config, ModelConfig, SeE2AConfig, TrainConfig
+from dpa_core.config import DPA1Config, ModelConfig, SeE2AConfig, TrainConfig, require_uncompressed
 from dpa_core.errors import ConfigError
 from dpa_core.interchange.files import load_model
 from dpa_core.model import Potential, build_model
@@ -201,8 +201,9 @@ def remap_config(config: ModelConfig, type_map: Sequence[str]) -> ModelConfig:
     Raises
     ------
     ConfigError
-        As `remap_types`.
+        As `remap_types`, or if the model is compressed.
     """
+    require_uncompressed(config, "finetuning or another type_map")
     old, new = config.type_map, tuple(type_map)
     if len(set(new)) != len(new) or not new:
         raise ConfigError(f"type_map must name every element once; got {list(new)}")

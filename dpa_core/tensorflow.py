@@ -31,6 +31,8 @@ from dpa_core.errors import ConfigError
 class TensorFlowDPA1(DPA1Descriptor):
     """`se_atten` and `se_atten_v2` of the TensorFlow backend."""
 
+    extra_types = 1
+
     def __init__(
         self, config: DPA1Config, type_map: tuple[str, ...], generator: torch.Generator
     ) -> None:

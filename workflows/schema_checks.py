@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpa_core.errors import ModelFileError
+from dpa_core.config import ModelConfig, parse_config, require_uncompressed
+from dpa_core.errors import ConfigError, ModelFileError
 from ops.explorers import LammpsExplorer
 from ops.explorers.lammps import cannot_freeze
 from ops.labelers import PoolLabeler, check_labeler
@@ -85,8 +86,9 @@ def _files(pipeline: Pipeline) -> Iterable[str]:
         from dpa_core.interchange.files import read_content, read_header  # brings torch with it
 
         try:
-            (read_content if part else read_header)(path)
-        except ModelFileError as error:
+            stored = read_content(path).config if part else read_header(path)["config"]
+            require_uncompressed(parse_config(ModelConfig, stored, path), "finetuning")
+        except (ConfigError, ModelFileError) as error:
             yield f"pretrain.from.{name}: {error}"
 
 

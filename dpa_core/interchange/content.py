@@ -17,6 +17,8 @@ from torch import Tensor
 from dpa_core.config import DPA1Config, ModelConfig
 from dpa_core.errors import ConfigError, ModelFileError
 from dpa_core.model import build_model
+from dpa_core.tables import TERMS
+from dpa_core.tabulated import count_pair_factors, count_tables
 
 if TYPE_CHECKING:
     from dpa_core.model import Potential
@@ -114,12 +116,19 @@ def _check_widths(config: ModelConfig, tensors: Mapping[str, Tensor], path: str 
     descriptor, fitting = config.descriptor, config.fitting_net
     ntypes, numbers = len(config.type_map), sum(t.numel() for t in tensors.values())
     mixed = isinstance(descriptor, DPA1Config)
+    tables = descriptor.compression
     nets = 1 if mixed else ntypes ** (1 if descriptor.type_one_side else 2)
+    if tables is not None:
+        nets = 0
     fits = config.heads * (1 if mixed else ntypes)
     width = descriptor.neuron[-1] * descriptor.axis_neuron
     width += fitting.numb_fparam + fitting.numb_aparam
     # How often, and the widths of layers that follow each other.
     chains = [(nets, descriptor.neuron), (fits, (width, *fitting.neuron, 1))]
+    if tables is not None:
+        ntables = count_tables(descriptor, ntypes)
+        chains.append((ntables, (tables.nbins * TERMS, descriptor.neuron[-1])))
+        chains.append((1, (count_pair_factors(descriptor, ntypes), descriptor.neuron[-1])))
     layers = nets * len(descriptor.neuron) + fits * (len(fitting.neuron) + 1)
     if isinstance(descriptor, DPA1Config):
         chains.append((1, (ntypes, descriptor.tebd_dim)))

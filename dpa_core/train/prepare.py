@@ -19,7 +19,7 @@ import torch
 
 from dpa_core.batch import NeighborCache
 from dpa_core.bias import change_bias
-from dpa_core.config import ModelConfig, TrainConfig, parse_config
+from dpa_core.config import ModelConfig, TrainConfig, parse_config, require_uncompressed
 from dpa_core.data import Dataset, open_dataset
 from dpa_core.errors import DataError, ModelFileError
 from dpa_core.finetune import prepare_finetune, set_trainable
@@ -148,6 +148,7 @@ def prepare(config: TrainConfig, outdir: Path, datasets: Datasets, world: World)
     ConfigError
         The folder holds another run, or the configuration is inconsistent.
     """
+    require_uncompressed(config.model, "training (model.descriptor.compression)")
     state = _last_state(outdir)
     identity = run_identity(config, datasets)
     if state is not None:
@@ -259,6 +260,7 @@ def run_identity(config: TrainConfig, datasets: Datasets) -> dict[str, Any]:
     identity = config.model_dump(mode="json")
     if config.model.heads == 1:
         del identity["model"]["heads"]  # runs begun before there were heads can go on
+    del identity["model"]["descriptor"]["compression"]  # None in every run
     for name, data in zip(("training", "validation"), datasets, strict=True):
         identity[f"fingerprint of the {name} data"] = None if data is None else fingerprint(data)
     if config.finetune is not None:

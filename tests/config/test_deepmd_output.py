@@ -73,7 +73,7 @@ def test_every_field_is_varied(cls: type, strategy: object) -> None:
     """A field added to the configuration must be added to the round trips here."""
     builds = list(getattr(strategy, "original_strategies", [strategy]))
     varied = {name for b in builds for name in getattr(b, "wrapped_strategy", b).kwargs}
-    elsewhere = {"type", "heads", "convention", "trainable", "finetune"}
+    elsewhere = {"type", "heads", "convention", "trainable", "finetune", "compression"}
     assert set(cls.model_fields) - varied <= elsewhere
 
 
