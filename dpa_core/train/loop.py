@@ -149,7 +149,6 @@ def take_step(run: Run, indices: Sequence[int], lr: float) -> tuple[float, Metri
     NumericalError
         Loss or gradient is not finite; the weights are left as they were.
     """
-    weights = [w for group in run.optimizer.param_groups for w in group["params"]]
     ratio = lr / run.config.learning_rate.start_lr
     mine = run.world.share(indices, run.data.train.natoms)
     run.optimizer.zero_grad()
@@ -163,13 +162,11 @@ def take_step(run: Run, indices: Sequence[int], lr: float) -> tuple[float, Metri
     else:
         nothing = run.loss.no_frames(run.world.device)
         _, metrics = run.loss.combine(nothing, ratio, run.world)
-    norm = join_gradients(weights, run.world, run.config.training.gradient_max_norm)
+    norm = join_gradients(run.optimizer.weights, run.world, run.config.training.gradient_max_norm)
     loss = float(metrics.loss)
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise NumericalError(_diverged(run, indices, loss, norm, lr))
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    run.optimizer.step()
+    run.optimizer.step(lr)
     if run.ema is not None:
         run.ema.update()
     return loss, metrics

@@ -35,7 +35,7 @@ from dpa_core.train.checkpoint import (
 )
 from dpa_core.train.distributed import World
 from dpa_core.train.metrics import Curve, Interval, Row
-from dpa_core.train.optimizer import MovingAverage, make_optimizer
+from dpa_core.train.optimizer import Adam, MovingAverage, make_optimizer
 from dpa_core.train.sampler import BatchSampler, in_order
 from dpa_core.train.schedule import Schedule
 
@@ -82,7 +82,7 @@ class Run:
     loss: EnergyLoss
     schedule: Schedule
     sampler: BatchSampler
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
     ema: MovingAverage | None
     curve: Curve | None = None
     interval: Interval = field(default_factory=Interval)

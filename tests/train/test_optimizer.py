@@ -9,7 +9,9 @@ from torch import nn
 from dpa_core.config import OptimizerConfig
 from dpa_core.errors import ConfigError
 from dpa_core.train.distributed import World
-from dpa_core.train.optimizer import MovingAverage, join_gradients, make_optimizer
+from dpa_core.train.optimizer import Adam, MovingAverage, join_gradients, make_optimizer
+
+SHAPES = ((7, torch.float32), (33, torch.float64), (2000, torch.float32))
 
 
 def one_weight(value):
@@ -30,10 +32,36 @@ def one_weight(value):
 def test_first_step(kind, expected):
     model = one_weight(2.0)
     optimizer = make_optimizer(OptimizerConfig(type=kind, weight_decay=0.5), model)
-    optimizer.param_groups[0]["lr"] = 0.1
     model.weight.grad = torch.full((1, 1), 0.3, dtype=torch.float64)
-    optimizer.step()
+    optimizer.step(0.1)
     assert model.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "decay"), [("Adam", 0.0), ("Adam", 0.1), ("AdamW", 0.1)])
+def test_the_same_numbers_as_pytorch_and_after_a_restart(kind, decay):
+    config = OptimizerConfig(type=kind, weight_decay=decay, beta2=0.99)
+    random = torch.Generator().manual_seed(3)
+    ours, theirs = (
+        [nn.Parameter(torch.linspace(-1, 1, n, dtype=t)) for n, t in SHAPES] for _ in range(2)
+    )
+    kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+    reference = kinds[kind](theirs, betas=(0.9, 0.99), weight_decay=decay, foreach=False)
+    optimizer = Adam(ours, config)
+    for step in range(6):
+        if step == 2:  # also from a checkpoint of torch.optim's
+            optimizer = Adam(ours, config)
+            optimizer.load_state_dict(reference.state_dict())
+        if step == 4:
+            state = optimizer.state_dict()
+            optimizer = Adam(ours, config)
+            optimizer.load_state_dict(state)
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=random, dtype=a.dtype)
+            b.grad = a.grad.clone()
+        reference.param_groups[0]["lr"] = 0.1 / (1 + step)
+        reference.step()
+        optimizer.step(0.1 / (1 + step))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_nothing_trainable_is_refused():
