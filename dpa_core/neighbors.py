@@ -120,7 +120,7 @@ def neighbor_pairs(
     i, j, shift, distance
         (P,), (P,), (P, 3), (P,): r_ij = coord[j] + shift @ box - coord[i].
     """
-    i, j, shift, distance = _search_half(coord, box, rcut, pbc)
+    i, j, shift, distance = _search_half(coord, box, rcut, pbc, distances=True)
     return (
         np.concatenate([i, j]).astype(np.int64),
         np.concatenate([j, i]).astype(np.int64),
@@ -134,8 +134,13 @@ def _search_half(
     box: NDArray[np.float64] | None,
     reach: float,
     pbc: tuple[bool, bool, bool] | None,
+    *,
+    distances: bool = False,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int16], NDArray[np.float64]]:
-    """i, j, shift and distance of every pair closer than `reach`, in one of its directions."""
+    """i, j, shift and distance of every pair closer than `reach`, in one of its directions.
+
+    Distances only on demand, since vesin takes as long for every array as for a small search.
+    """
     if len(coord) == 0:
         none = np.zeros(0, np.int32)
         return none, none, np.zeros((0, 3), np.int16), np.zeros(0)
@@ -148,9 +153,10 @@ def _search_half(
     searcher = vesin.NeighborList(cutoff=reach, full_list=False)
     try:
         with _no_new_pointer_types():
-            pairs, shift, distance = searcher.compute(
-                points=coord, box=box, periodic=periodic, quantities="PSd", copy=False
-            )
+            pairs, shift, *distance = searcher.compute(
+                points=coord, box=box, periodic=periodic, copy=False,
+                quantities="PSd" if distances else "PS",
+            )  # fmt: skip
     except RuntimeError as error:
         raise DataError(f"neighbour search failed for box {box.tolist()}: {error}") from error
     if shift.size and max(shift.max(), -shift.min()) > _LARGEST_SHIFT:
@@ -160,7 +166,7 @@ def _search_half(
     # The searcher's arrays go with it.
     return (
         pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32), shift.astype(np.int16),
-        distance.copy(),
+        distance[0].copy() if distances else np.zeros(0),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from dpa_core.derivatives import neighbor_vectors
 from dpa_core.env_mat import env_rows
 from dpa_core.errors import ConfigError, DataError
 from dpa_core.frames import Batch, Frame
-from dpa_core.neighbors import neighbor_pairs
+from dpa_core.neighbors import NeighborSpec, search_pairs
 
 if TYPE_CHECKING:
     from dpa_core.data import Dataset
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 STD_FLOOR = 1e-2
 STD_UNSEEN = 0.1
 # Bounds the work on huge sets: statistics of this many atoms are converged.
-MAX_SAMPLE_ATOMS = 200_000
-MAX_SEL_ATOMS = 500_000
+MAX_SAMPLE_ATOMS = 50_000
+MAX_SEL_ATOMS = 200_000
 _BATCH_ATOMS = 512
 _SCAN_FRAMES = 20_000
 
@@ -300,14 +300,12 @@ def resolve_sel(config: ModelConfig, dataset: Dataset, seed: int = 1) -> ModelCo
     natoms = np.asarray(dataset.natoms)
     order = np.random.default_rng(seed).permutation(len(dataset))
     order = order[: int(np.searchsorted(np.cumsum(natoms[order]), MAX_SEL_ATOMS)) + 1]
+    spec = NeighborSpec(descriptor.rcut, () if mixed else (0,) * ntypes, mixed)
     largest = np.zeros(1 if mixed else ntypes, np.int64)
     for k in np.sort(order):
         frame = dataset[int(k)]
-        real = frame.atype >= 0
-        types = np.zeros(int(real.sum()), np.int64) if mixed else frame.atype[real]
-        i, j, *_ = neighbor_pairs(frame.coord[real], frame.box, descriptor.rcut)
-        counts = np.bincount(i * len(largest) + types[j], minlength=len(types) * len(largest))
-        largest = np.maximum(largest, counts.reshape(-1, len(largest)).max(axis=0, initial=0))
+        groups = search_pairs(frame, spec, spec.rcut).groups
+        largest = np.maximum(largest, groups.max(axis=0, initial=0))
     sel = [4 * -(-11 * int(n) // 40) for n in largest]
     log.info("sel: at most %s neighbours within %g Å, sel = %s", largest, descriptor.rcut, sel)
     new = descriptor.model_copy(update={"sel": max(sel[0], 4) if mixed else tuple(sel)})
