@@ -147,13 +147,14 @@ def _check_size(
     nbytes = ntables * tables.nbins * TERMS * width * size
     if nbytes <= max_bytes:
         return nbytes
-    smaller = "keep fewer elements"
+    smaller = "keep fewer elements (--elements)"
     if isinstance(config, DPA1Config) and config.tebd_input_mode == "concat":
-        smaller = 'train with tebd_input_mode "strip" (one table) or keep fewer elements'
+        smaller = 'train with tebd_input_mode "strip" (one table), keep fewer elements (--elements)'
     raise ConfigError(
         f"the tables would take at least {nbytes / 2**30:.3g} GiB: {ntables:,} for {ntypes} "
         f"elements, {tables.nbins} bins, {width} functions; allowed: {max_bytes / 2**30:.3g} GiB. "
-        f"Allow more, {smaller}, or a larger min_distance ({tables.min_distance:g} Å)"
+        f"Allow more (--max-size), {smaller}, or give a larger --min-distance (now "
+        f"{tables.min_distance:g} Å)"
     )
 
 

@@ -47,7 +47,7 @@ def model_section(config: ModelConfig) -> dict[str, Any]:
         DeePMD-kit has no such model: several heads, TensorFlow's numerical conventions, or
         dpaflow's tables.
     """
-    require_uncompressed(config, "DeePMD-kit's tables are others")
+    require_uncompressed(config, "a model for DeePMD-kit")
     if config.heads > 1:
         raise ConfigError(
             f"heads is {config.heads}: DeePMD-kit has no model with several fitting nets; "

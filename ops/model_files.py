@@ -1,10 +1,10 @@
-"""Convert, export and describe model files of all formats."""
+"""Convert, compress, export and describe model files of all formats."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ops.deepmd_kit import FROZEN, convert_backend, find_dp, how_to_install
 from ops.storage import is_url
 
 if TYPE_CHECKING:
+    from dpa_core.compress import CompressionReport
     from dpa_core.model import Potential
 
 DIFFERENCE, FROZEN_DIFFERENCE = 1e-6, 1e-3
@@ -22,6 +23,9 @@ DIFFERENCE, FROZEN_DIFFERENCE = 1e-6, 1e-3
 has formulas of its own, so that a model converted to it may be a little off."""
 logger = logging.getLogger(__name__)
 SPACING, JITTER, MAX_ATOMS = 3.0, 0.4, 64
+COMPRESSED_DIFFERENCE = (1e-5, 1e-4)
+"""eV/atom and eV/Å. A compressed model that is further off is reported as a problem."""
+MAX_FRAMES = 20
 
 
 class Copy(NamedTuple):
@@ -85,6 +89,78 @@ def convert(source: str | Path, target: Path, *, as_pytorch: bool = False) -> Co
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
         convert_backend(save_model(model, Path(folder) / "model.dp"), target)
     return check_copy(model, target, FROZEN_DIFFERENCE)
+
+
+def compress(
+    source: str | Path,
+    target: Path,
+    *,
+    elements: Sequence[str] = (),
+    data: Sequence[Path] = (),
+    **settings: float,
+) -> tuple[CompressionReport, Copy]:
+    """Write a compressed model for inference, read it back and compare it with the original.
+
+    Parameters
+    ----------
+    source
+        Any readable model file, also FILE#NAME.
+    target
+        A .safetensors file.
+    elements
+        Keep only these, in this order; empty keeps all.
+    data
+        Structures to compare the two models on, a few of them; empty takes a made-up one.
+    settings
+        `min_distance`, `tolerance`, `max_bytes` of `dpa_core.compress.compress`.
+
+    Raises
+    ------
+    ConfigError
+        As `dpa_core.compress.compress`, or the target has another suffix.
+    """
+    from dpa_core.compress import compress as run
+    from dpa_core.finetune import remap_types
+    from dpa_core.interchange.files import load_model, save_model
+
+    if is_url(target) or target.suffix.lower() != ".safetensors":
+        raise ConfigError(f"{target}: compressed models are written to .safetensors files here")
+    model = load_model(source)
+    if elements:
+        model = remap_types(model, elements)
+    compressed, report = run(model, **settings)
+    note = {
+        "file": str(source).rpartition("/")[2],
+        "value_error": report.value_error,
+        "slope_error": report.slope_error,
+    }
+    save_model(compressed, target, model.provenance | {"compressed": note})
+    compressed = load_model(target)
+    found = _differences_on(model, compressed, data) if data else _differences(model, compressed)
+    if not (found[0] < COMPRESSED_DIFFERENCE[0] and found[1] < COMPRESSED_DIFFERENCE[1]):
+        logger.warning(
+            "the compressed model is further off than %g eV/atom or %g eV/Å; test it before it is "
+            "used. In single precision that may be rounding, where energies are large",
+            *COMPRESSED_DIFFERENCE,
+        )
+    return report, Copy(target, *found)
+
+
+def _differences_on(one: Potential, other: Potential, data: Sequence[Path]) -> tuple[float, float]:
+    """Do as `_differences` on some frames of data."""
+    from dpa_core.batch import make_batch
+    from dpa_core.data import open_dataset
+    from dpa_core.derivatives import predict
+
+    dataset = open_dataset(list(data), type_map=one.type_map)
+    energy = force = 0.0
+    for k in range(0, len(dataset), -(-len(dataset) // MAX_FRAMES)):
+        batch = make_batch([dataset[k]], one.spec)
+        want, have = predict(one, batch), predict(other, batch)
+        atoms = max(1, int((batch.atype >= 0).sum()))
+        energy = max(energy, float((want.energy - have.energy).abs().max()) / atoms)
+        force = max(force, float((want.force - have.force).abs().max()))
+    return energy, force
 
 
 def _under_pytorch(model: Potential, source: str | Path) -> Potential:
@@ -222,11 +298,26 @@ def describe(path: str | Path) -> list[str]:
         **({"untrained": " ".join(missing)} if missing else {}),
         "rcut": f"{descriptor['rcut']} Å (smooth from {descriptor['rcut_smth']} Å)",
         "sel": str(descriptor["sel"]),
+        **_compression(model, header["provenance"]),
         "bias, eV": ", ".join(f"{e} {b:.4f}" for e, b in zip(names, bias, strict=True)),
         "origin": _made_by(header["provenance"]),
     }
     head = f"{path}: {descriptor['type']}, {count:,} parameters"
     return [head, *(f"{name:<11}{value}" for name, value in rows.items())]
+
+
+def _compression(model: Potential, provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line about the tables of a compressed model."""
+    tables = model.config.descriptor.compression
+    if tables is None:
+        return {}
+    table = model.get_buffer("descriptor.tables.table")
+    origin = _block(provenance, "compressed").get("file", "not recorded")
+    return {
+        "compressed": f"{len(table)} tables of {tables.nbins} bins (stride {tables.stride:g}), "
+        f"{table.nbytes / 2**20:.3g} MiB, down to {tables.min_distance:g} Å, from {origin}; for "
+        "inference only"
+    }
 
 
 def _descriptor(block: Mapping[str, Any]) -> str:

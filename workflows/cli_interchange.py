@@ -1,4 +1,4 @@
-"""`dpaflow model convert|export|info`: model files of dpaflow and of DeePMD-kit."""
+"""`dpaflow model convert|compress|export|info`: model files of dpaflow and of DeePMD-kit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workflows.cli_model import Model, log_to_terminal
+from workflows.cli_model import LOCAL, Model, log_to_terminal
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -30,6 +30,43 @@ def convert(
 
     log_to_terminal()
     typer.echo(run(model, out, as_pytorch=as_pytorch))
+
+
+@app.command()
+def compress(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".safetensors file to write.")],
+    min_distance: Annotated[
+        float, typer.Option(help="Å. Tables reach down to this distance of two atoms.")
+    ] = 0.3,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest error of the tables, as part of the largest value.")
+    ] = 1e-8,
+    max_size: Annotated[float, typer.Option(help="GiB. Largest size of all tables.")] = 1.0,
+    elements: Annotated[
+        str, typer.Option(help="Keep only these, e.g. Al,Cu; fewer pairs are fewer tables.")
+    ] = "",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Structures to measure the error on; repeatable.", **LOCAL),
+    ] = None,
+) -> None:
+    """Write a compressed model: faster, for inference only; says how far it is off."""
+    from ops.model_files import compress as run
+
+    log_to_terminal()
+    report, copy = run(
+        model, out, elements=[e.strip() for e in elements.split(",")] if elements else [],
+        data=data or [], min_distance=min_distance, tolerance=tolerance,
+        max_bytes=max_size * 2**30,
+    )  # fmt: skip
+    tables = report.config
+    typer.echo(
+        f"{report.ntables} tables of {tables.nbins} bins (stride {tables.stride:g}), "
+        f"{report.nbytes / 2**20:.3g} MiB, down to {tables.min_distance:g} Å; off by "
+        f"{report.value_error:.1g} of the largest value and {report.slope_error:.1g} of the "
+        f"largest slope\n{copy}"
+    )
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Compressed models: the physics suite on them, and how far they are from the models they are of."""
+"""Compressed models: the physics suite on them, and how far off the original they are."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_what_is_refused() -> None:
     model = small({})
     with pytest.raises(ConfigError, match=r"min_distance is 4 Å.*below rcut \(3.5 Å\)"):
         compress(model, min_distance=4)
-    with pytest.raises(ConfigError, match="compressed.*use the model it was made from"):
+    with pytest.raises(ConfigError, match=r"compressed.*use the model it was made from"):
         compress(compress(model)[0])
     with pytest.raises(ConfigError, match=r"relu.*may have a kink"):
         compress(small({"activation_function": "relu"}))
