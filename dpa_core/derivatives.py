@@ -43,9 +43,7 @@ def neighbor_vectors(batch: Batch) -> Tensor:
     return batch.coord[batch.index] + translation - batch.coord[:, None]
 
 
-def predict(
-    model: Potential, batch: Batch, *, atom_virial: bool = False, create_graph: bool = False
-) -> Prediction:
+def predict(model: Potential, batch: Batch, *, atom_virial: bool = False) -> Prediction:
     """Energy, force and virial of a batch.
 
     Parameters
@@ -57,20 +55,17 @@ def predict(
     atom_virial
         Also return the (N, 3, 3) atomic virials, attributed to the neighbour as in
         DeePMD-kit: W_j = -Σ_i g_ij ⊗ d_ij.
-    create_graph
-        Keep the graph, so that a function of the forces can be differentiated. For a loss
-        `loss_gradient` takes less time and memory.
+
+    Returns
+    -------
+    Prediction
+        Without a graph; see `loss_gradient`.
     """
-    models = (model,)
-    return predict_heads(models, batch, atom_virial=atom_virial, create_graph=create_graph)[0]
+    return predict_heads((model,), batch, atom_virial=atom_virial)[0]
 
 
 def predict_heads(
-    models: Sequence[Potential],
-    batch: Batch,
-    *,
-    atom_virial: bool = False,
-    create_graph: bool = False,
+    models: Sequence[Potential], batch: Batch, *, atom_virial: bool = False
 ) -> list[Prediction]:
     """Do as `predict` for models on one descriptor (`Potential.heads`), evaluated once for all.
 
@@ -78,15 +73,12 @@ def predict_heads(
     ----------
     models
         At least one; all with the same descriptor and the same excluded pairs.
-    batch, atom_virial, create_graph
+    batch, atom_virial
         As in `predict`.
     """
     near = Neighborhoods(batch, models[0].environment(batch), neighbor_vectors(batch))
-    engine = None if create_graph else kernels.find(models)
-    if engine is not None:
-        found = engine.energies(near)
-    else:
-        found = _by_torch(models, near, create_graph=create_graph)
+    engine = kernels.find(models)
+    found = _by_torch(models, near) if engine is None else engine.energies(near)
     return [_assemble(near, energy, gradient, atom_virial) for energy, gradient in found]
 
 
@@ -111,10 +103,7 @@ def loss_gradient(
     """
     near = Neighborhoods(batch, model.environment(batch), neighbor_vectors(batch))
     engine = kernels.find((model,))
-    if engine is not None:
-        energy, gradient = engine.energies(near)[0]
-    else:
-        energy, gradient = _by_torch((model,), near, create_graph=False)[0]
+    energy, gradient = (_by_torch((model,), near) if engine is None else engine.energies(near))[0]
     energy.requires_grad_()
     gradient.requires_grad_()
     prediction = _assemble(near, energy, gradient, atom_virial=False)
@@ -128,18 +117,16 @@ def loss_gradient(
     return Prediction(*detached), other  # type: ignore[arg-type]  # None stays where None was
 
 
-def _by_torch(
-    models: Sequence[Potential], near: Neighborhoods, *, create_graph: bool
-) -> list[tuple[Tensor, Tensor]]:
+def _by_torch(models: Sequence[Potential], near: Neighborhoods) -> list[tuple[Tensor, Tensor]]:
     """Atomic energies (N,) and gradients (N, M, 3) of every model."""
     slots = near.vectors.shape[1]
     energies: list[list[Tensor]] = [[] for _ in models]
     gradients: list[list[Tensor]] = [[] for _ in models]
     chunks = list(_chunks(near))
     for atoms, width in chunks:
-        found = _differentiated(models, near, atoms, width, create_graph=create_graph)
+        found = _differentiated(models, near, atoms, width, create_graph=False)
         for k, (energy, gradient) in enumerate(found):
-            energies[k].append(energy if create_graph else energy.detach())
+            energies[k].append(energy.detach())
             gradients[k].append(F.pad(gradient, (0, 0, 0, slots - width)))
     inverse = torch.argsort(torch.cat([atoms for atoms, _ in chunks]))
     return [

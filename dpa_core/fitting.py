@@ -85,9 +85,7 @@ class EnergyFitting(nn.Module):
             return self.nets[0](x).squeeze(-1)
         return apply_by_type(self.nets, x, atype).squeeze(-1)
 
-    def extra_inputs(
-        self, d: Tensor, fparam: Tensor | None, aparam: Tensor | None
-    ) -> list[Tensor]:
+    def extra_inputs(self, d: Tensor, fparam: Tensor | None, aparam: Tensor | None) -> list[Tensor]:
         """Standardised frame and atom parameters in the precision of `d`, those that it has."""
         parameters = []
         if self.config.numb_fparam and fparam is not None:

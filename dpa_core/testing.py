@@ -19,8 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from dpa_core.batch import make_batch
-from dpa_core.derivatives import neighbor_vectors, predict
-from dpa_core.frames import Frame
+from dpa_core.derivatives import loss_gradient, neighbor_vectors, predict
+from dpa_core.frames import Frame, Prediction
 from dpa_core.model import Evaluation, Potential
 from dpa_core.neighbors import neighbor_table
 
@@ -251,22 +251,22 @@ class FiniteDifferences(_Suite):
         u = torch.from_numpy(rng.normal(size=(len(batch.atype), 3)))
         v = torch.from_numpy(rng.normal(size=(2, 3, 3)))
 
-        def scalar(create_graph: bool = False) -> torch.Tensor:
-            p = predict(model, batch, create_graph=create_graph)
+        def scalar(p: Prediction) -> torch.Tensor:
             return p.energy.sum() + (p.force * u).sum() + (p.virial * v).sum()
 
         parameters = [p for p in model.parameters() if p.requires_grad]
-        total = scalar(create_graph=True)
-        gradients = torch.autograd.grad(
-            total, parameters, materialize_grads=True, allow_unused=True
-        )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        loss_gradient(model, batch, lambda p: (scalar(p), None))
+        for parameter in parameters:
+            gradient = parameter.grad
+            assert gradient is not None
             k = int(gradient.abs().argmax())
             values = []
             for sign in (1, -1):
                 with torch.no_grad():
                     parameter.view(-1)[k] += sign * self.step
-                values.append(float(scalar().detach()))
+                values.append(float(scalar(predict(model, batch))))
                 with torch.no_grad():
                     parameter.view(-1)[k] -= sign * self.step
             numeric = (values[0] - values[1]) / (2 * self.step)

@@ -34,6 +34,22 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(params=["kernels", "torch", "torch 3 atoms at once"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Way a model is evaluated; use it in tests that must pass on every one."""
+    from dpa_core import derivatives
+    from dpa_core.kernels.build import library
+
+    if request.param == "kernels":
+        if library("float64") is None:
+            pytest.skip("no C++ compiler")
+    else:
+        monkeypatch.setenv("DPAFLOW_KERNELS", "0")
+    if "at once" in request.param:
+        monkeypatch.setattr(derivatives, "CHUNK", 3)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[str]:
     """Address of a real S3 server on loopback."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from dpa_core.config import ModelConfig
 from dpa_core.model import Potential, build_model
 from dpa_core.testing import Bookkeeping, FiniteDifferences, Locality, PhysicsSuite, Symmetries
+
+pytestmark = pytest.mark.usefixtures("path")
 
 DPA1 = {
     "type": "dpa1", "rcut": 3.5, "rcut_smth": 0.5, "sel": 60, "neuron": [6, 12, 12],

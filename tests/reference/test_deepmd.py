@@ -30,6 +30,7 @@ def assert_close(got: np.ndarray, expected: list[float], rtol: float, what: str)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=rtol * scale, err_msg=what)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("name", RECORD["models"])
 def test_model(name: str) -> None:
     case = RECORD["models"][name]

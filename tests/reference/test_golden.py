@@ -121,6 +121,7 @@ def numbers(text: str) -> np.ndarray:
     return np.array([float(x) for x in text.split()])
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden(name: str) -> None:
     changes, davg_zero, energy, atom_energy, force, virial = GOLDEN[name]

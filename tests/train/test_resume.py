@@ -22,9 +22,16 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run."""
+@pytest.fixture(scope="module", params=["kernels", "torch"])
+def whole(request, tmp_path_factory):
+    """An uninterrupted run on one of the ways a model is evaluated; all others take it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setenv("DPAFLOW_KERNELS", "0")
+        yield _whole(tmp_path_factory)
+
+
+def _whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("resume")
     write_random(root / "train", 20, 1)
     write_random(root / "valid", 4, 2)
