@@ -18,6 +18,7 @@ from ops.deepmd_kit import FROZEN
 from ops.model_files import convert
 from ops.train import RunTrainConfig
 from tests.workflows.test_cli import call  # noqa: F401
+from tests.train.small import write_emt
 from tests.workflows.test_docs import blocks, tables
 from tests.workflows.test_model_files import fake_dp  # noqa: F401
 from workflows.cli_model import read_train_config
@@ -68,7 +69,8 @@ def test_python(files):
 def test_commands(files, call):  # noqa: F811
     shutil.copy(ROOT / "tests/interchange/tensorflow/attn2.pb", "graph.pb")
     lines = re.findall(r"^dpaflow (model [^#\n]*)", PAGE, re.M)
-    assert len(lines) == 5
+    assert len(lines) == 6
+    write_emt(files / "data/test", 2, 1)
     for line in lines:
         code, output = call(*shlex.split(line))
         assert code == 0, output
