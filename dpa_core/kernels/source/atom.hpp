@@ -219,7 +219,7 @@ void vector_gradient(const JobArgs& job, const PairGeometry& p, const double* de
     rows_dot += rows[a] * p.d[a];
     dot += h_bar[a] * along[a];
   }
-  if (job.smooth) sw_bar += dot; // h = sigma times the unit vector
+  sw_bar = job.smooth ? sw_bar + dot : 0; // h = sigma times the unit vector; or sigma is 1
   const double radial_bar = radial_row + p.inverse * rows_dot;
   const double inverse_bar = radial * rows_dot + radial_bar * p.sw;
   const double r_bar =
