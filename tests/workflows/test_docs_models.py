@@ -17,8 +17,8 @@ from dpa_core.model import build_model
 from ops.deepmd_kit import FROZEN
 from ops.model_files import convert
 from ops.train import RunTrainConfig
-from tests.workflows.test_cli import call  # noqa: F401
 from tests.train.small import write_emt
+from tests.workflows.test_cli import call  # noqa: F401
 from tests.workflows.test_docs import blocks, tables
 from tests.workflows.test_model_files import fake_dp  # noqa: F401
 from workflows.cli_model import read_train_config
