@@ -251,7 +251,7 @@ def _tabulated(
         nothing = torch.zeros(0, dtype=torch.int64)
         env = Environment(nothing, nothing[:, None], nothing, nothing[:, None].bool())
         types, _ = exact._types(env)
-        state["descriptor.pair_factors"] = exact._pair_factors(types)
+        state["descriptor.pair_factors"] = exact.strip_factors(types)
     result.load_state_dict(state)
     result.provenance = model.provenance
     return result

@@ -179,9 +179,9 @@ class DPA1Descriptor(_Descriptor):
         """Embedding net on [s, T_j, T_i] (concat), or N(s) g_t + N(s) (strip)."""
         if self.embedding_strip is None:
             return self._embed_concat(s, types, env)
-        return self._times_pairs(self.embedding(s), self._pair_factors(types), sw, env)
+        return self._times_pairs(self.embedding(s), self.strip_factors(types), sw, env)
 
-    def _pair_factors(self, types: Tensor) -> Tensor:
+    def strip_factors(self, types: Tensor) -> Tensor:
         """Strip mode's g_t = N'(T_j, T_i): row t_j, or t_i * len(types) + t_j if two-sided."""
         net = cast(ResidualNet, self.embedding_strip)
         if self.config.type_one_side:
@@ -198,16 +198,6 @@ class DPA1Descriptor(_Descriptor):
         if self.config.smooth_type_embedding:
             g_t = g_t * sw[..., None]
         return g_s * g_t + g_s
-
-    def strip_factors(self, types: Tensor) -> Tensor:
-        """Strip mode's g_t of every pair of types, rows t_centre * ntypes + t_neighbour."""
-        if self.embedding_strip is None:
-            raise ConfigError("only models with tebd_input_mode: strip have these factors")
-        pairs = types
-        if not self.config.type_one_side:
-            neighbor = types.expand(len(types), len(types), -1)
-            pairs = torch.cat([neighbor, neighbor.transpose(0, 1)], -1).flatten(0, 1)
-        return self.embedding_strip(pairs)
 
     def _embed_concat(self, s: Tensor, types: Tensor, env: Environment) -> Tensor:
         first = cast(ResidualLayer, self.embedding.layers[0])

@@ -25,7 +25,7 @@ class TabulatedDPA1(DPA1Descriptor):
     tables
         Of the embedding (concat), or of N(s) (strip).
     pair_factors
-        Strip mode's constants g_t, one row a pair of types as in `_pair_factors`.
+        Strip mode's constants g_t, one row a pair of types as in `strip_factors`.
     """
 
     pair_factors: Tensor

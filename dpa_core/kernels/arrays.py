@@ -6,18 +6,19 @@ layer, strip mode's factors, what the fitting net adds for a centre's type and p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dpa_core.attention import GatedAttentionLayer
-from dpa_core.config import DPA1Config
 from dpa_core.descriptor import Descriptor, DPA1Descriptor, Environment, SeE2ADescriptor
 from dpa_core.embedding import ResidualLayer, ResidualNet
 from dpa_core.fitting import EnergyFitting
 from dpa_core.kernels.job import ATTENTION
+from dpa_core.tables import EmbeddingTables
+from dpa_core.tabulated import TabulatedDPA1, TabulatedSeE2A
 
 # exp() of logits must stay in the range of float32 without subtracting the largest.
 _LARGEST_SCALE = 30.0
@@ -35,77 +36,66 @@ class LayerArrays(NamedTuple):
 class Arrays(NamedTuple):
     """What `source/job.hpp` calls by the same names."""
 
-    first_weight: Tensor
-    first_bias: Tensor
     net_of: Tensor
     row_of: Tensor
+    first_weight: Tensor | None
+    first_bias: Tensor | None
     embedding: list[list[LayerArrays]]
+    tables: EmbeddingTables | None
     factor: Tensor | None
     attention: list[dict[str, Tensor]]
     fitting: list[list[LayerArrays]]
 
-    def weights(self) -> Iterator[Tensor]:
-        """All arrays of numbers."""
-        yield from (self.first_weight, self.first_bias)
-        if self.factor is not None:
-            yield self.factor
-        for layer in self.attention:
-            yield from layer.values()
-        for net in (*self.embedding, *self.fitting):
-            for w in net:
-                yield from (x for x in (w.weight, w.bias, w.idt) if x is not None)
-
 
 def supports(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> bool:
     """Whether the kernels know all formulas of a model on CPU."""
-    if type(descriptor) not in (DPA1Descriptor, SeE2ADescriptor):
+    if type(descriptor) not in (DPA1Descriptor, SeE2ADescriptor, TabulatedDPA1, TabulatedSeE2A):
         return False
     config, net = descriptor.config, fittings[0].config
-    if {config.activation_function.lower(), net.activation_function.lower()} != {"tanh"}:
-        return False
     if config.precision != net.precision or descriptor.davg.device.type != "cpu":
         return False
     if net.atom_ener is not None and any(e is not None for e in net.atom_ener):
         return False
-    if isinstance(config, DPA1Config) and config.attn_layer:
-        layer = cast(GatedAttentionLayer, cast(DPA1Descriptor, descriptor).attention.layers[0])
-        if not config.normalize or not 0 < layer.scale <= _LARGEST_SCALE:
+    if isinstance(descriptor, DPA1Descriptor) and descriptor.config.attn_layer:
+        layer = cast(GatedAttentionLayer, descriptor.attention.layers[0])
+        if not descriptor.config.normalize or not 0 < layer.scale <= _LARGEST_SCALE:
             return False
+    embedding = _embedding_nets(descriptor)
+    if embedding and config.activation_function.lower() != "tanh":
+        return False
     nets = [_net(n) for f in fittings for n in f.nets]
-    firsts = [n[0] for n in [*nets, *_embedding_nets(descriptor)]]
-    return all(x.copies == 0 for x in [*firsts, *(n[-1] for n in nets)])
+    plain = [*(n[0] for n in (*nets, *embedding)), *(n[-1] for n in nets)]
+    return net.activation_function.lower() == "tanh" and all(x.copies == 0 for x in plain)
 
 
 def arrays_of(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> Arrays:
     """Arrays of a descriptor and fitting nets on it, which stand one after the other."""
     ntypes = descriptor.ntypes
     neighbor = torch.arange(ntypes).expand(ntypes, ntypes)
-    centre = neighbor.T
-    one_side = descriptor.config.type_one_side
-    factor, attention = None, []
-    if isinstance(descriptor, DPA1Descriptor):
-        first_weight, first_bias, factor = _typed(descriptor)
-        net_of = torch.zeros_like(neighbor)
-        row_of = neighbor if one_side else centre * ntypes + neighbor
-        attention = [
-            {name: getattr(layer, name) for name in ATTENTION}
-            for layer in descriptor.attention.layers
-        ]
+    mixed = isinstance(descriptor, DPA1Descriptor)
+    if descriptor.config.type_one_side:
+        row_of = neighbor
+    elif mixed:
+        row_of = neighbor.T * ntypes + neighbor
     else:
-        firsts = [n[0] for n in _embedding_nets(descriptor)]
-        first_weight = torch.cat([layer.weight for layer in firsts])
-        first_bias = torch.stack([cast(Tensor, layer.bias) for layer in firsts])
-        net_of = row_of = neighbor if one_side else centre + ntypes * neighbor
+        row_of = neighbor.T + ntypes * neighbor
+    tables = getattr(descriptor, "tables", None)
+    first_weight, first_bias = (None, None) if tables else _first_layer(descriptor)
+    nets = _embedding_nets(descriptor)
     width = descriptor.dim_out - descriptor.dim_type
     return Arrays(
-        first_weight.contiguous(),
-        first_bias.contiguous(),
-        net_of.contiguous(),
-        row_of.contiguous(),
-        [[_layer(layer) for layer in n[1:]] for n in _embedding_nets(descriptor)],
-        factor,
-        attention,
-        [_fitting(_net(n), width) for fitting in fittings for n in fitting.nets],
+        net_of=(row_of if len(nets) > 1 else torch.zeros_like(row_of)).contiguous(),
+        row_of=row_of.contiguous(),
+        first_weight=first_weight,
+        first_bias=first_bias,
+        embedding=[[_layer(layer) for layer in n[1:]] for n in nets],
+        tables=tables,
+        factor=_factors(descriptor),
+        attention=[
+            {name: getattr(layer, name) for name in ATTENTION}
+            for layer in (descriptor.attention.layers if mixed else ())
+        ],
+        fitting=[_fitting(_net(n), width) for fitting in fittings for n in fitting.nets],
     )
 
 
@@ -136,21 +126,31 @@ def first_of(
     return added
 
 
-def _typed(descriptor: DPA1Descriptor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """First layer of the embedding, a row of biases per pair of types, and strip's factors."""
+def _first_layer(descriptor: Descriptor) -> tuple[Tensor, Tensor]:
+    """What the nets' first layers multiply s with, (nets, width); biases, (rows, width)."""
+    firsts = [n[0] for n in _embedding_nets(descriptor)]
+    biases = torch.stack([cast(Tensor, layer.bias) for layer in firsts])
+    if not isinstance(descriptor, DPA1Descriptor):
+        return torch.cat([layer.weight for layer in firsts]), biases
+    (first,), tebd = firsts, descriptor.config.tebd_dim
     types = descriptor.type_embedding()
-    first = _net(descriptor.embedding)[0]
-    bias = cast(Tensor, first.bias)
     one_side, ntypes = descriptor.config.type_one_side, len(types)
-    if descriptor.embedding_strip is not None:
-        factor = descriptor.strip_factors(types)
-        return first.weight, bias.expand(len(factor), -1), factor
-    tebd = descriptor.config.tebd_dim
-    rows = types @ first.weight[1 : 1 + tebd] + bias
+    if descriptor.config.tebd_input_mode == "strip":
+        return first.weight, biases.expand(ntypes if one_side else ntypes**2, -1)
+    rows = types @ first.weight[1 : 1 + tebd] + biases
     if not one_side:
         centre = types @ first.weight[1 + tebd :]
-        rows = (centre[:, None] + rows[None]).reshape(ntypes**2, -1)
-    return first.weight[:1], rows, None
+        rows = (centre[:, None] + rows[None]).flatten(0, 1)
+    return first.weight[:1], rows
+
+
+def _factors(descriptor: Descriptor) -> Tensor | None:
+    """Strip mode's factors, (rows, width)."""
+    if not isinstance(descriptor, DPA1Descriptor) or descriptor.config.tebd_input_mode != "strip":
+        return None
+    if isinstance(descriptor, TabulatedDPA1):
+        return descriptor.pair_factors
+    return descriptor.strip_factors(descriptor.type_embedding())
 
 
 def _fitting(net: list[ResidualLayer], width: int) -> list[LayerArrays]:
@@ -160,6 +160,8 @@ def _fitting(net: list[ResidualLayer], width: int) -> list[LayerArrays]:
 
 
 def _embedding_nets(descriptor: Descriptor) -> list[list[ResidualLayer]]:
+    if isinstance(descriptor, TabulatedDPA1 | TabulatedSeE2A):
+        return []
     if isinstance(descriptor, DPA1Descriptor):
         return [_net(descriptor.embedding)]
     return [_net(n) for n in descriptor.embedding]

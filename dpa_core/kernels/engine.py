@@ -197,11 +197,16 @@ class _Call:
 
     def _set_weights(self, arrays: Arrays) -> None:
         job = self.job
-        job.nets, job.first_width = arrays.first_weight.shape
-        job.first_rows = len(arrays.first_bias)
         self.point(net_of=arrays.net_of, row_of=arrays.row_of)
-        names = ("first_weight", "first_bias", "factor")
-        for name in names:
+        if arrays.first_weight is not None and arrays.first_bias is not None:
+            job.nets, job.first_width = arrays.first_weight.shape
+            job.first_rows = len(arrays.first_bias)
+        if arrays.tables is not None:
+            table = arrays.tables
+            job.table_bins, job.table_stride = table.table.shape[1], table.stride
+            job.table_lower = table.lower
+            self.point(table=table.table)
+        for name in ("first_weight", "first_bias", "factor"):
             tensor = getattr(arrays, name)
             if tensor is not None:
                 self.point(**{name: tensor})

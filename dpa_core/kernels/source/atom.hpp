@@ -168,7 +168,8 @@ void describe(const Shape<F>& shape, const Model<F>& model, Arena& arena, int64_
     add_empty_row(shape, atom, int(job.pad_type[id]), double(job.nnei) - total);
   }
   atom.empty = job.smooth ? F(double(job.nnei) - rows) : F(0);
-  embed(model, atom.blocks, atom.row.data(), atom.embedding, int(job.first_width));
+  if (job.table) look_up(job, atom.all(), atom.row.data(), atom.embedding);
+  else embed(model, atom.blocks, atom.row.data(), atom.embedding, int(job.first_width));
   if (job.factor)
     apply_factor<F, D>(model, atom.row.data(), atom.all(), job.smooth, atom.sigma.v, atom.sigma.t,
                        atom.embedding, width);

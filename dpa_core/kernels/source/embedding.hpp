@@ -21,8 +21,10 @@ EmbeddingSaved<F> take_embedding(const JobArgs& job, Arena& arena, int rows) {
   EmbeddingSaved<F> saved;
   saved.s = arena.take<F>(rows);
   saved.ds = arena.take<F>(rows);
-  std::vector<int> widths{int(job.first_width)};
-  for (int k = 0; k < job.embedding[0].layers; ++k)
+  std::vector<int> widths;
+  if (job.table) widths.push_back(int(job.width));
+  else widths.push_back(int(job.first_width));
+  for (int k = 0; !job.table && k < job.embedding[0].layers; ++k)
     widths.push_back(job.embedding[0].layer[k].out);
   for (int width : widths) {
     saved.y.push_back(take<F, true>(arena, rows, width));
@@ -64,6 +66,55 @@ void embed(const Model<F>& model, const std::vector<Block>& blocks, const int* r
       const Saved<F> own{rows_from(saved.x[k], block.start), rows_from(saved.y[k + 1], block.start)};
       forward<F, true>(layers[k], block.count, own, rows_from(saved.x[k + 1], block.start));
     }
+  }
+}
+
+// Value and slope of polynomials with coefficients c (6, width) at x.
+template <class F>
+void quintic(const F* c, int width, F x, F dx, F* value, F* slope) {
+  auto term = [&](int power, int at) {
+    Vec<F> coefficients; // rows of the table are not aligned
+    std::memcpy(&coefficients, c + power * width + at, sizeof coefficients);
+    return coefficients;
+  };
+  int at = 0;
+  for (; at + LANES<F> <= width; at += LANES<F>) {
+    Vec<F> v = term(5, at), d = v;
+    for (int power = 4; power > 0; --power) {
+      v = v * x + term(power, at);
+      d = d * x + v;
+    }
+    vec<F>(value + at) = v * x + term(0, at);
+    vec<F>(slope + at) = d * dx;
+  }
+  for (; at < width; ++at) {
+    F v = c[5 * width + at], d = v;
+    for (int power = 4; power > 0; --power) {
+      v = v * x + c[power * width + at];
+      d = d * x + v;
+    }
+    value[at] = v * x + c[at];
+    slope[at] = d * dx;
+  }
+}
+
+// Tables in place of nets: fills saved.x.
+template <class F>
+void look_up(const JobArgs& job, int rows, const int* row, const EmbeddingSaved<F>& saved) {
+  const int width = int(job.width);
+  const double lower = job.table_lower, step = job.table_stride;
+  const double upper = lower + step * double(job.table_bins);
+  const Dual<F> out = saved.x.back();
+  for (int i = 0; i < rows; ++i) {
+    const double s = saved.s[i], inside = std::min(std::max(s, lower), upper);
+    const int64_t bin = std::min(int64_t((inside - lower) / step), job.table_bins - 1);
+    const double beyond = s - inside, t = 1 + beyond * beyond / (step * step);
+    const double x = inside - (lower + step * double(bin)) + beyond / std::sqrt(t);
+    const int64_t table = job.factor ? 0 : row[i];
+    F *value = out.v + i * out.ld, *slope = out.t + i * out.ld;
+    for (int c = width; c < padded<F>(width); ++c) value[c] = slope[c] = 0;
+    quintic<F>(static_cast<const F*>(job.table) + (table * job.table_bins + bin) * 6 * width, width,
+               F(x), F(1 / (t * std::sqrt(t))) * saved.ds[i], value, slope);
   }
 }
 

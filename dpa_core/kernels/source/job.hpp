@@ -42,6 +42,11 @@ struct JobArgs {
   const void *first_weight, *first_bias;
   void *g_first_weight, *g_first_bias;
   const NetArgs* embedding;          // (nets)
+  // Compressed models: no nets but tables (dpa_core/tables.py), (tables, bins, 6, C); table of the
+  // pair of types = row_of, or the first one in strip mode. For energies only.
+  int64_t table_bins;
+  double table_lower, table_stride;
+  const void* table;
   // Strip mode: G = N(s) (1 + factor[row_of] [w(r)]); null without.
   int64_t factor_rows;
   const void* factor;

@@ -52,9 +52,12 @@ template <class F, class Each> void for_each_array(const JobArgs& job, Model<F>&
     }
   };
   const int rows = job.first_rows, nets = job.nets, first = job.first_width, width = job.width;
-  each(Place<F>{nets, first, nets, first, job.first_weight, job.g_first_weight},
-       model.first_weight, false);
-  each(Place<F>{rows, first, rows, first, job.first_bias, job.g_first_bias}, model.first_bias, false);
+  if (!job.table) {
+    each(Place<F>{nets, first, nets, first, job.first_weight, job.g_first_weight},
+         model.first_weight, false);
+    each(Place<F>{rows, first, rows, first, job.first_bias, job.g_first_bias}, model.first_bias,
+         false);
+  }
   if (job.factor) {
     const int n = job.factor_rows;
     each(Place<F>{n, width, n, width, job.factor, job.g_factor}, model.factor, false);
