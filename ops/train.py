@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 import dpa_core.errors
 from dpa_core.config import (
@@ -48,6 +48,12 @@ class ModelSettings(ModelConfig):
 
     type_map: tuple[str, ...] = _all_elements()
     """Names of the types; left out: the pretrained model's and those of the data."""
+
+    @model_validator(mode="after")
+    def _has_nets(self) -> ModelSettings:
+        if self.descriptor.compression is not None:
+            raise ValueError("descriptor.compression: train first, then `dpaflow model compress`")
+        return self
 
 
 class DataSettings(DataConfig):

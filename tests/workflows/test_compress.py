@@ -201,3 +201,10 @@ def test_damaged_files(folder, tmp_path, change, reason):
     edit(path, change)
     with pytest.raises(ModelFileError, match=reason):
         load_model(path)
+
+
+def test_settings_cannot_ask_for_tables(folder):
+    tables = {"lower": 0, "stride": 0.125, "nbins": 8, "min_distance": 0.5}
+    models = {"dpa1": {"descriptor": SMALL["descriptor"] | {"compression": tables}}}
+    with pytest.raises(ConfigError, match=r"models\.dpa1: .*compression: train first, then"):
+        pipeline(folder, folder / "model.safetensors", models=models)
