@@ -109,7 +109,8 @@ def train(config: TrainConfig, outdir: str | Path, *, resume: bool = True) -> Tr
             run = prepare(config, outdir, datasets, world)
             try:
                 display.start(_facts(run), run.step, run.numb_steps)
-                _loop(run, display, asked_to_stop)
+                with run.data.batches:
+                    _loop(run, display, asked_to_stop)
                 return _finish(run, display)
             finally:
                 if run.curve is not None:
@@ -121,7 +122,10 @@ def _loop(run: Run, display: Display, asked_to_stop: threading.Event) -> None:
     training = run.config.training
     while run.step < run.numb_steps:
         lr = run.schedule(run.step)
-        loss, metrics = take_step(run, run.sampler.next(), lr)
+        indices = run.sampler.next()
+        if run.step + 1 < run.numb_steps:
+            _load_ahead(run, indices, run.sampler.peek())
+        loss, metrics = take_step(run, indices, lr)
         run.step += 1
         run.interval.add(loss, metrics)
         last = run.step == run.numb_steps
@@ -135,6 +139,13 @@ def _loop(run: Run, display: Display, asked_to_stop: threading.Event) -> None:
         if stopping and not last:
             display.note("stopped by SIGTERM at step %d; run again to continue", run.step)
             raise SystemExit(0)
+
+
+def _load_ahead(run: Run, *batches: Sequence[int]) -> None:
+    """Have this process's shares of these joint batches loaded in the background."""
+    for indices in batches:
+        if mine := run.world.share(indices, run.data.train.natoms):
+            run.data.batches.ask(mine)
 
 
 def _due(step: int, every: int, last: bool) -> bool:
@@ -153,7 +164,7 @@ def take_step(run: Run, indices: Sequence[int], lr: float) -> tuple[float, Metri
     mine = run.world.share(indices, run.data.train.natoms)
     run.optimizer.zero_grad()
     if mine:
-        batch, labels = run.data.train_cache.batch(run.data.train, mine)
+        batch, labels = run.data.batches.get(mine)
         batch = batch._replace(head=_heads_of(run, indices, mine))
         batch, labels = batch.to(run.world.device), labels.to(run.world.device)
         _, metrics = loss_gradient(

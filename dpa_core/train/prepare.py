@@ -23,6 +23,7 @@ from dpa_core.config import ModelConfig, TrainConfig, parse_config, require_unco
 from dpa_core.data import Dataset, open_dataset
 from dpa_core.errors import DataError, ModelFileError
 from dpa_core.finetune import prepare_finetune, set_trainable
+from dpa_core.frames import Batch, Labels
 from dpa_core.interchange.files import split_name
 from dpa_core.loss import EnergyLoss
 from dpa_core.model import Potential, build_model
@@ -36,6 +37,7 @@ from dpa_core.train.checkpoint import (
 from dpa_core.train.distributed import World
 from dpa_core.train.metrics import Curve, Interval, Row
 from dpa_core.train.optimizer import Adam, MovingAverage, make_optimizer
+from dpa_core.train.prefetch import Prefetcher
 from dpa_core.train.sampler import BatchSampler, in_order
 from dpa_core.train.schedule import Schedule
 
@@ -60,6 +62,11 @@ class Data:
     valid: Dataset | None = None
     valid_cache: NeighborCache | None = None
     valid_batches: list[list[int]] = field(default_factory=list)
+
+    @cached_property
+    def batches(self) -> Prefetcher[tuple[Batch, Labels]]:
+        """Batches of the training set, by frame numbers."""
+        return Prefetcher(lambda indices: self.train_cache.batch(self.train, indices))
 
     @cached_property
     def elements(self) -> list[str]:

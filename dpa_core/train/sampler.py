@@ -86,20 +86,49 @@ class BatchSampler:
         self.seed = seed
         self.epoch = 0
         self.position = 0
-        self._order = self._permutation(0)
+        self._limits = batch_limits(batch_size, len(self.natoms))
+        self._shuffle()
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.natoms))
+    def _shuffle(self) -> None:
+        """Order of the frames in this epoch, and the atoms before each."""
+        random = np.random.default_rng((self.seed, self.epoch))
+        self._order = random.permutation(len(self.natoms))
+        self._atoms = np.concatenate([[0.0], np.cumsum(self.natoms[self._order])])
 
     def next(self) -> list[int]:
         """Numbers of the frames of the next batch."""
-        limits = batch_limits(self.batch_size, len(self.natoms))
+        stop = self._end()
+        if stop == len(self.natoms):
+            return self._over_the_end()
+        batch: list[int] = self._order[self.position : stop].tolist()
+        self.position = stop
+        return batch
+
+    def peek(self) -> list[int]:
+        """Give what `next` will give."""
+        before = (self.epoch, self.position, self._order, self._atoms)
+        batch = self.next()
+        self.epoch, self.position, self._order, self._atoms = before
+        return batch
+
+    def _end(self) -> int:
+        """Where in this epoch the next batch ends; its end if that cannot be told from here."""
+        atoms, limits = self._atoms, self._limits
+        start, before = self.position, atoms[self.position]
+        full = np.searchsorted(atoms, before + limits.atoms)
+        fitting = np.searchsorted(atoms, before + limits.most, side="right") - 1
+        stop = min(start + limits.frames, int(full), max(int(fitting), start + 1))
+        return min(stop, len(self.natoms))
+
+    def _over_the_end(self) -> list[int]:
+        """Do as `next`, frame by frame, where the batch may reach into the next epoch."""
+        limits = self._limits
         batch: list[int] = []
         atoms = 0
         while not limits.reached(len(batch), atoms):
             if self.position == len(self.natoms):
                 self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._permutation(self.epoch)
+                self._shuffle()
             frame = int(self._order[self.position])
             atoms += int(self.natoms[frame])
             if limits.exceeded(len(batch) + 1, atoms):
@@ -124,7 +153,7 @@ class BatchSampler:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state` was taken."""
         self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._permutation(self.epoch)
+        self._shuffle()
 
 
 def deal(indices: Sequence[int], heads: int, seed: int, step: int) -> dict[int, int]:

@@ -104,3 +104,14 @@ def test_shares_of_a_batch_are_complete_and_balanced(size):
     loads = [NATOMS[s].sum() for s in shares]
     assert max(loads) <= max(NATOMS.sum() / size * 4 / 3, 50)  # bound of longest-first
     assert [World(r, 3).share([4], NATOMS) for r in range(3)] == [[4], [], []]
+
+
+@pytest.mark.parametrize("batch_size", [3, 12, "auto:20", "auto:1000", "max:25", "max:1"])
+def test_a_look_ahead_changes_nothing(batch_size):
+    sampler = BatchSampler(NATOMS, batch_size, seed=4)
+    plain = BatchSampler(NATOMS, batch_size, seed=4)
+    for _ in range(30):
+        state = sampler.state_dict()
+        ahead = sampler.peek()
+        assert sampler.state_dict() == state
+        assert sampler.next() == ahead == plain.next()
