@@ -34,7 +34,7 @@ def shared() -> Path:
     return path
 
 
-@pytest.fixture(params=["kernels", "torch", "torch 3 atoms at once"])
+@pytest.fixture(params=["kernels", "torch", "torch 7 atoms at once"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Way a model is evaluated; use it in tests that must pass on every one."""
     from dpa_core import derivatives
@@ -46,7 +46,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     else:
         monkeypatch.setenv("DPAFLOW_KERNELS", "0")
     if "at once" in request.param:
-        monkeypatch.setattr(derivatives, "CHUNK", 3)
+        monkeypatch.setattr(derivatives, "CHUNK", 7)
     return request.param
 
 

@@ -93,7 +93,7 @@ def arrays_of(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> Arra
         factor=_factors(descriptor),
         attention=[
             {name: getattr(layer, name) for name in ATTENTION}
-            for layer in (descriptor.attention.layers if mixed else ())
+            for layer in (descriptor.attention.layers if mixed else ())  # type: ignore[union-attr]
         ],
         fitting=[_fitting(_net(n), width) for fitting in fittings for n in fitting.nets],
     )
@@ -127,7 +127,7 @@ def first_of(
 
 
 def _first_layer(descriptor: Descriptor) -> tuple[Tensor, Tensor]:
-    """What the nets' first layers multiply s with, (nets, width); biases, (rows, width)."""
+    """Return the nets' first weights, (nets, width), and biases, (rows of pairs, width)."""
     firsts = [n[0] for n in _embedding_nets(descriptor)]
     biases = torch.stack([cast(Tensor, layer.bias) for layer in firsts])
     if not isinstance(descriptor, DPA1Descriptor):

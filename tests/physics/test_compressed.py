@@ -43,6 +43,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FRAMES = PhysicsSuite().frames
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("path", ["kernels", "torch"], indirect=True)
+@pytest.mark.usefixtures("path")
 class _Compressed(_Small):
     """The same small models, compressed; once for all tests of a class."""
 
@@ -100,8 +103,11 @@ def small(changes: dict[str, Any], **keys: Any) -> Potential:
     return case.make_model()
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("path", ["kernels", "torch"], indirect=True)
+@pytest.mark.usefixtures("path")
 def test_compressed_is_the_same_model(name: str, precision: str) -> None:
     model = small({**OPTIONS[name], "precision": precision})
     compressed, report = compress(model)
@@ -203,6 +209,7 @@ def test_outside_the_domain_it_levels_off() -> None:
     assert torch.autograd.gradgradcheck(lambda x: tables.evaluate(x, which), s)
 
 
+@pytest.mark.usefixtures("path")
 def test_atoms_closer_than_the_tables_reach() -> None:
     """Energy and force stay finite, smooth and conservative through min_distance."""
     model = small({"attn_layer": 1})

@@ -283,7 +283,8 @@ void differentiate_weights(const Shape<F>& shape, const Model<F>& model, Model<F
   if (job.factor)
     factor_backward(model, gradient, atom.row.data(), atom.all(), job.smooth, atom.sigma.v,
                     atom.sigma.t, atom.embedding, width, g_bar);
-  embed_backward(model, gradient, atom.blocks, atom.row.data(), atom.embedding,
-                 int(job.first_width), arena, g_bar);
+  if (!job.table)
+    embed_backward(model, gradient, atom.blocks, atom.row.data(), atom.embedding,
+                   int(job.first_width), arena, g_bar);
   arena.release(mark);
 }

@@ -43,7 +43,7 @@ struct JobArgs {
   void *g_first_weight, *g_first_bias;
   const NetArgs* embedding;          // (nets)
   // Compressed models: no nets but tables (dpa_core/tables.py), (tables, bins, 6, C); table of the
-  // pair of types = row_of, or the first one in strip mode. For energies only.
+  // pair of types = row_of, or the first one in strip mode. They are constants.
   int64_t table_bins;
   double table_lower, table_stride;
   const void* table;
