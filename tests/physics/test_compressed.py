@@ -103,7 +103,6 @@ def small(changes: dict[str, Any], **keys: Any) -> Potential:
     return case.make_model()
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("path", ["kernels", "torch"], indirect=True)
