@@ -105,10 +105,11 @@ class NeighborCache:
     spec
         The model's `spec`.
     max_bytes
-        When full, further tables are searched anew each time.
+        When full, further tables are searched anew each time; a search takes about a hundredth
+        of a training step.
     """
 
-    def __init__(self, spec: NeighborSpec, max_bytes: int = 2 << 30) -> None:
+    def __init__(self, spec: NeighborSpec, max_bytes: int = 512 << 20) -> None:
         self.spec = spec
         self.max_bytes = max_bytes
         self.dropped = 0

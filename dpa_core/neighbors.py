@@ -93,7 +93,9 @@ def _no_new_pointer_types() -> Iterator[None]:
         yield
     finally:
         for key in list(cache)[known:]:
-            cache.pop(key, None)
+            # Other types may be those of another thread, which still needs them.
+            if isinstance(key, type) and issubclass(key, ctypes.Array):
+                cache.pop(key, None)
 
 
 def neighbor_pairs(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dpa_core.data.arrays import SCAN_ROWS
 from dpa_core.data.checks import check_frame
 from dpa_core.data.elements import merge_type_maps, type_lookup
 from dpa_core.data.system import System
@@ -95,6 +96,15 @@ class Dataset:
             for t in np.flatnonzero(self._lookup[s] >= 0):
                 out[places, self._lookup[s][t]] += own[:, t]
         return out
+
+    def used(self) -> tuple[int, ...]:
+        """Types that occur, ascending; no more frames are held in memory than a block."""
+        present = np.zeros(len(self.type_map), dtype=bool)
+        for start in range(0, len(self), SCAN_ROWS):
+            present |= self.counts(np.arange(start, min(start + SCAN_ROWS, len(self)))).any(axis=0)
+            if present.all():
+                break
+        return tuple(np.flatnonzero(present).tolist())
 
     def energies(self, indices: ArrayLike | None = None) -> NDArray[np.float64]:
         """(n,) energies of the given frames (all if None), eV; NaN where not labelled."""

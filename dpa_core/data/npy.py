@@ -7,9 +7,11 @@ Opening reads headers only; arrays are memory-mapped when a frame is asked for.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,46 +19,74 @@ from numpy.typing import NDArray
 from dpa_core.data.arrays import KNOWN, ArraySet, ArraySystem
 from dpa_core.errors import DataError
 
+MAPS = 16_384
+"""Files mapped at a time, the last ones used; Linux allows a process 65,530 maps."""
+
+_LONGEST_HEADER = 1 << 16
+
 
 class NpyArray:
     """A .npy file whose header has been read and whose length fits the header."""
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
-        self._path = path
         try:
             with path.open("rb") as stream:
-                version = np.lib.format.read_magic(stream)
-                read = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                self.shape, fortran, dtype = read(stream)
-                offset = stream.tell()
+                # magic (6 bytes), version (2), length of what follows (2 bytes, later 4)
+                start = stream.read(12)
+                wide = start[6:7] != b"\x01"
+                length = int.from_bytes(start[8 : 12 if wide else 10], "little")
+                offset = (12 if wide else 10) + length
+                header = start + stream.read(min(length, _LONGEST_HEADER))
+            self.shape, fortran, dtype = _header(header[:offset])
         except (ValueError, OSError) as error:
             raise DataError(
                 f"{path}: not a readable .npy file ({error}); write it again"
             ) from error
         if dtype.kind not in "fiub":
             raise DataError(f"{path}: holds {dtype}, expected numbers")
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
         expected = offset + dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
         if size < expected:
             raise DataError(
                 f"{path}: truncated, {size} bytes on disk, {expected} needed for shape "
                 f"{self.shape} of {dtype}; copy or write it again"
             )
-        self._layout: dict[str, Any] = {
-            "dtype": dtype, "shape": self.shape, "offset": offset, "order": "F" if fortran else "C"
-        }  # fmt: skip
-        self._map: NDArray[Any] | None = None
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        # a file written anew under the same name is another one
+        version = (status.st_ino, status.st_mtime_ns)
+        self._key = (self.where, dtype, self.shape, offset, order, version)
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        if self._map is None:
-            # a plain view of the map: rows of an np.memmap are slow to make
-            self._map = np.memmap(self._path, mode="r", **self._layout).view(np.ndarray)
-        return self._map[rows]
+        return _mapped(*self._key)[rows]
+
+
+@lru_cache(maxsize=MAPS)
+def _mapped(
+    path: str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    offset: int,
+    order: Literal["F", "C"],
+    version: tuple[int, int],
+) -> NDArray[Any]:
+    del version  # part of the cache's key only
+    # a plain view of the map: rows of an np.memmap are slow to make
+    return np.memmap(path, dtype, "r", offset, shape, order).view(np.ndarray)
+
+
+@lru_cache(maxsize=1024)
+def _header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of a header; systems of one shape share it."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    return read(stream)
 
 
 def is_npy_system(folder: Path) -> bool:
@@ -95,10 +125,11 @@ def open_npy(folder: Path, type_map: Sequence[str] | None = None) -> ArraySystem
     folders = sorted(s for s in folder.glob("set.*") if s.is_dir())
     if not folders:
         raise DataError(f"{folder}: no set.* folder beside type.raw; the system has no frames")
-    arrays = [
-        {name: NpyArray(s / f"{name}.npy") for name in KNOWN if (s / f"{name}.npy").is_file()}
-        for s in folders
-    ]
+    arrays = []
+    for s in folders:
+        there = {path.name for path in s.iterdir()}
+        names = [name for name in KNOWN if f"{name}.npy" in there]
+        arrays.append({name: NpyArray(s / f"{name}.npy") for name in names})
     mixed = any("real_atom_types" in a for a in arrays)
     type_raw = folder / "type.raw"
     if type_raw.is_file():

@@ -71,8 +71,7 @@ class Data:
     @cached_property
     def elements(self) -> list[str]:
         """Elements that the training set holds; the type map may name more."""
-        names, present = self.train.type_map, self.train.counts().sum(axis=0) > 0
-        return [name for name, here in zip(names, present, strict=True) if here]
+        return [self.train.type_map[t] for t in self.train.used()]
 
 
 @dataclass

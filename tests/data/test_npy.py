@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpa_core.data import formula, merge_type_maps, open_dataset
+from dpa_core.data.npy import MAPS, _mapped
 from dpa_core.errors import DataError
 
 from .helpers import write_system
@@ -165,6 +166,40 @@ def test_a_million_frames_open_without_being_read(tmp_path: Path, mixed: bool) -
     assert frame.box.tolist() == np.eye(3).tolist()
     assert seconds < 1.0
     assert peak < 20e6  # the coordinates alone are 1.5 GB
+
+
+def test_a_file_written_anew_is_another_one(tmp_path: Path) -> None:
+    folder = write_system(tmp_path / "s", nframes=5)
+    file = folder / "set.000" / "energy.npy"
+    before = open_dataset([folder])[2].energy
+    energy = np.load(file)
+    file.unlink()
+    np.save(file, energy + 1)
+    assert open_dataset([folder])[2].energy == pytest.approx(before + 1)
+
+
+def test_maps_are_bounded_and_made_when_needed(tmp_path: Path) -> None:
+    """A process may have 65,530 maps; 20,000 systems of five arrays would need more."""
+    paths = [write_system(tmp_path / f"s{k}", nframes=2, seed=k) for k in range(3)]
+    _mapped.cache_clear()
+    data = open_dataset(paths)
+    assert len(data.natoms) == 6
+    assert _mapped.cache_info().misses == 0
+    arrays = len(list((paths[0] / "set.000").glob("*.npy")))
+    for k in (0, 1, 0, 1):
+        data[k]
+    assert _mapped.cache_info().misses == arrays
+    assert _mapped.cache_info().maxsize == MAPS < 65_530
+
+
+def test_used_types_are_those_that_occur(tmp_path: Path) -> None:
+    paths = [
+        write_system(tmp_path / name, atype=atype, type_map=("H", "O", "Cu"))
+        for name, atype in (("a", (0, 0)), ("b", (2, 0)))
+    ]
+    data = open_dataset(paths, ["O", "Cu", "H"])
+    assert data.used() == (1, 2)
+    assert data.subset(np.flatnonzero(data.system_index == 0)).used() == (2,)
 
 
 def test_validate_reports_progress_and_the_bad_frame(tmp_path: Path) -> None:
