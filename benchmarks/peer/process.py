@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -15,9 +16,12 @@ from typing import Any, NamedTuple
 
 import psutil
 
+log = logging.getLogger(__name__)
+
 ROOT = Path(__file__).resolve().parents[2]
 # A worker is ended when less than this share of the machine's memory is left.
 _LEAST_FREE = 0.06
+_WORTH_A_LINE = 5
 
 
 class WorkerError(RuntimeError):
@@ -108,7 +112,11 @@ class Worker:
             raise WorkerError("the process has ended")
         self._process.stdin.write(json.dumps({"do": do, **keys}) + "\n")
         self._process.stdin.flush()
+        began = time.monotonic()
         answer: dict[str, Any] = json.loads(self._wait(limit))
+        took = time.monotonic() - began
+        if took > _WORTH_A_LINE or do in ("train", "load"):
+            log.info("%7.1f s  %s: %s", took, self.side.name, do)
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
