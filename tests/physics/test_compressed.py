@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dpa_core.batch import make_batch
 from dpa_core.compress import compress
-from dpa_core.config import CompressionConfig
+from dpa_core.config import CompressionConfig, ModelConfig
+from dpa_core.data import open_dataset
+from dpa_core.derivatives import predict
 from dpa_core.errors import ConfigError
 from dpa_core.frames import Frame
-from dpa_core.model import Potential
+from dpa_core.model import Potential, build_model
+from dpa_core.stats import compute_env_stats
 from dpa_core.tables import EmbeddingTables, quintics
 from dpa_core.testing import Bookkeeping, FiniteDifferences, PhysicsSuite, Symmetries, evaluate
 from tests.physics.test_models import SE, _Small
@@ -256,3 +261,40 @@ def test_too_large_is_said_before_memory_is_asked_for() -> None:
 def test_a_kinked_activation_can_be_had_with_a_larger_tolerance() -> None:
     _, report = compress(small({"activation_function": "silut:2.0"}), tolerance=1e-5)
     assert report.slope_error < 1e-5
+
+
+@pytest.mark.parametrize("data", ["water_pbe0ts/test", "nbmotaw/mixed/test"])
+@pytest.mark.parametrize("name", ["concat", "strip", "DeepPot-SE"])
+def test_real_data_and_large_weights(shared: Path, data: str, name: str) -> None:
+    """1e-5 eV/atom and 1e-4 eV/Å, with forces up to 5 eV/Å and steep embeddings."""
+    dataset = open_dataset([shared / "data" / data])
+    model = paper_size(OPTIONS[name], dataset.type_map)
+    compute_env_stats(model, dataset.subset(range(4)), 1, 1)
+    spread = np.linspace(0, len(dataset) - 1, 6).astype(int).tolist()
+    batches = [make_batch([dataset[k]], model.spec) for k in spread]
+    with torch.no_grad():
+        largest = max(float(predict(model, batch).force.abs().max()) for batch in batches)
+        for net in model.fitting.nets:
+            net.get_submodule("layers")[-1].weight *= 5 / largest
+    compressed, _ = compress(model)
+    for batch in batches:
+        one, other = predict(model, batch), predict(compressed, batch)
+        assert float((one.energy - other.energy).abs()) < 1e-5 * len(batch.atype)
+        assert float((one.force - other.force).abs().max()) < 1e-4
+
+
+def paper_size(changes: dict[str, Any], type_map: tuple[str, ...]) -> Potential:
+    """The sizes of the paper with a thinner fitting net, float32, embedding weights doubled."""
+    sel = {"sel": [120] * len(type_map)} if changes.get("type") == "se_e2_a" else {"attn_layer": 1}
+    sizes = {"rcut": 6.0, "neuron": [25, 50, 100], "axis_neuron": 16, "precision": "float32"}
+    document = {
+        "type_map": type_map,
+        "descriptor": {"type": "dpa1", **changes, **sizes, **sel},
+        "fitting_net": {"neuron": [40, 40], "precision": "float32"},
+    }
+    model = build_model(ModelConfig.model_validate(document), seed=2)
+    with torch.no_grad():
+        for name, weight in model.descriptor.named_parameters():
+            if name.startswith("embedding") and name.endswith("weight"):
+                weight *= 2
+    return model
