@@ -216,7 +216,7 @@ class Pairs(NamedTuple):
         groups = np.zeros_like(counts)
         groups[counts > 0] = np.add.reduceat(keep, starts, dtype=np.int64) if len(starts) else 0
         return Pairs(
-            groups.reshape(self.groups.shape), self.j[keep], _unpacked(_packed(self.shift)[keep])
+            groups.reshape(self.groups.shape), *_taken(self.j, self.shift, np.flatnonzero(keep))
         )
 
 
@@ -238,7 +238,7 @@ def search_pairs(
     order = _stable_order(group, len(frame.atype) * ntypes)
     groups = np.bincount(group, minlength=len(frame.atype) * ntypes)
     shift = np.concatenate([shift, -shift])
-    return Pairs(groups.reshape(-1, ntypes), j[order], _unpacked(_packed(shift)[order]))
+    return Pairs(groups.reshape(-1, ntypes), *_taken(j, shift, order))
 
 
 def neighbor_table(
@@ -318,5 +318,8 @@ def _packed(shift: NDArray[np.int16]) -> NDArray[np.void]:
     return shift.view(_THREE)[..., 0]
 
 
-def _unpacked(shift: NDArray[np.void]) -> NDArray[np.int16]:
-    return shift.view(np.int16).reshape(-1, 3)
+def _taken(
+    j: NDArray[np.int32], shift: NDArray[np.int16], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
+    """j[rows], shift[rows], a few times faster."""
+    return j.take(rows), _packed(shift).take(rows).view(np.int16).reshape(-1, 3)
