@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dpa_core.model import Potential
 
 # Scratch memory of a thread: activations of a group of atoms should stay in cache.
-_GROUP_BYTES = 4 << 20
+_GROUP_BYTES = 8 << 20
 
 
 class Neighborhoods(NamedTuple):

@@ -114,6 +114,7 @@ template <class F, bool D> void take_atom(const Shape<F>& shape, Arena& arena, i
   atom.direction = take<F, D>(arena, 3, all);
   atom.present = arena.take<F>(atom.sigma.ld);
   atom.embedding = take_embedding<F>(job, arena, all);
+  if constexpr (D) take_layers(job, arena, all, atom.embedding);
   atom.g = {atom.embedding.g};
   atom.attention.clear();
   for (int k = 0; k < job.attention_layers; ++k) {
@@ -168,8 +169,11 @@ void describe(const Shape<F>& shape, const Model<F>& model, Arena& arena, int64_
     add_empty_row(shape, atom, int(job.pad_type[id]), double(job.nnei) - total);
   }
   atom.empty = job.smooth ? F(double(job.nnei) - rows) : F(0);
+  const size_t mark = arena.used();
+  if constexpr (!D) take_layers(job, arena, atom.all(), atom.embedding); // for the time being
   if (job.table) look_up(job, atom.all(), atom.row.data(), atom.embedding);
   else embed(model, atom.blocks, atom.row.data(), atom.embedding, int(job.first_width));
+  arena.release(mark);
   if (job.factor)
     apply_factor<F, D>(model, atom.row.data(), atom.all(), job.smooth, atom.sigma.v, atom.sigma.t,
                        atom.embedding, width);
@@ -239,20 +243,29 @@ void differentiate(const Shape<F>& shape, const Model<F>& model, Arena& arena, c
   const ptrdiff_t ld = atom.sigma.ld;
   F* bars = arena.take<F>(4 * ld); // of sigma and of the three directions
   std::memset(bars, 0, 4 * ld * sizeof(F));
-  const Dual<F> g_bar = take<F, false>(arena, atom.all(), width);
-  product<F, false>(atom.all(), width, 4, atom.env, x_bar, g_bar);
+  Dual<F> g_bar; // of the embedding; without attention it is made in passing
+  if (job.attention_layers) {
+    g_bar = take<F, false>(arena, atom.all(), width);
+    product<F, false>(atom.all(), width, 4, atom.env, x_bar, g_bar);
+  }
   const Gating<F> gating{rows, atom.extra, atom.empty, atom.present, atom.sigma, atom.direction,
                          bars, bars + ld};
   for (int k = int(job.attention_layers) - 1; k >= 0; --k)
     attention_backward<F, false>(shape.attention, model.attention[k], {}, gating, arena, atom.g[k],
                                  atom.attention[k], g_bar);
-  const Dual<F> g = atom.g.back(), n = atom.embedding.x.back(), slope = atom.embedding.g;
+  const Dual<F> g = atom.g.back(), n = atom.embedding.n, slope = atom.embedding.g;
   for (int i = 0; i < rows; ++i) {
     Vec<F> sums[4] = {}, s_sum{}, sw_sum{};
     const F* factor = job.factor ? model.factor.data + atom.row[i] * model.factor.ld : nullptr;
     for (int c = 0; c < padded<F>(width); c += lanes) {
-      const Vec<F> b = vec<F>(g_bar.v + i * g_bar.ld + c), value = vec<F>(g.v + i * g.ld + c);
-      for (int a = 0; a < 4; ++a) sums[a] += value * vec<F>(x_bar.v + a * x_bar.ld + c);
+      const Vec<F> value = vec<F>(g.v + i * g.ld + c);
+      Vec<F> b{};
+      for (int a = 0; a < 4; ++a) {
+        const Vec<F> x = vec<F>(x_bar.v + a * x_bar.ld + c);
+        sums[a] += value * x;
+        b += atom.env.v[4 * i + a] * x;
+      }
+      if (g_bar.v) b = vec<F>(g_bar.v + i * g_bar.ld + c);
       s_sum += b * vec<F>(slope.t + i * slope.ld + c);
       if (factor && job.smooth) sw_sum += b * vec<F>(n.v + i * n.ld + c) * vec<F>(factor + c);
     }

@@ -11,8 +11,9 @@ struct Block {
 };
 
 template <class F> struct EmbeddingSaved {
-  std::vector<Dual<F>> y, x; // activations and outputs of the layers
+  std::vector<Dual<F>> y, x; // activations and outputs of the layers, for the backward pass
   Dual<F> g;                 // what the descriptor sees
+  Dual<F> n;                 // N(s): G, or what strip mode's factors multiply
   F *s, *ds;                 // (rows) input and its derivative
 };
 
@@ -21,17 +22,22 @@ EmbeddingSaved<F> take_embedding(const JobArgs& job, Arena& arena, int rows) {
   EmbeddingSaved<F> saved;
   saved.s = arena.take<F>(rows);
   saved.ds = arena.take<F>(rows);
-  std::vector<int> widths;
-  if (job.table) widths.push_back(int(job.width));
-  else widths.push_back(int(job.first_width));
-  for (int k = 0; !job.table && k < job.embedding[0].layers; ++k)
-    widths.push_back(job.embedding[0].layer[k].out);
-  for (int width : widths) {
-    saved.y.push_back(take<F, true>(arena, rows, width));
-    saved.x.push_back(take<F, true>(arena, rows, width));
-  }
-  saved.g = job.factor ? take<F, true>(arena, rows, widths.back()) : saved.x.back();
+  saved.g = take<F, true>(arena, rows, int(job.width));
+  saved.n = job.factor ? take<F, true>(arena, rows, int(job.width)) : saved.g;
   return saved;
+}
+
+// Take the memory of the nets' layers; the output of the last one is N(s).
+template <class F>
+void take_layers(const JobArgs& job, Arena& arena, int rows, EmbeddingSaved<F>& saved) {
+  saved.y.clear(), saved.x.clear();
+  if (job.table) return;
+  const NetArgs& net = job.embedding[0];
+  for (int k = 0; k <= net.layers; ++k) {
+    const int width = int(k == 0 ? job.first_width : net.layer[k - 1].out);
+    saved.y.push_back(take<F, true>(arena, rows, width));
+    saved.x.push_back(k == net.layers ? saved.n : take<F, true>(arena, rows, width));
+  }
 }
 
 template <class F> inline Dual<F> rows_from(Dual<F> x, int row) {
@@ -55,7 +61,7 @@ void first_layer(const Model<F>& model, const Block& block, const int* row,
   }
 }
 
-// Nets of all blocks: fills saved.x.
+// Nets of all blocks: fills saved.n.
 template <class F>
 void embed(const Model<F>& model, const std::vector<Block>& blocks, const int* row,
            const EmbeddingSaved<F>& saved, int first_width) {
@@ -98,13 +104,13 @@ void quintic(const F* c, int width, F x, F dx, F* value, F* slope) {
   }
 }
 
-// Tables in place of nets: fills saved.x.
+// Tables in place of nets: fills saved.n.
 template <class F>
 void look_up(const JobArgs& job, int rows, const int* row, const EmbeddingSaved<F>& saved) {
   const int width = int(job.width);
   const double lower = job.table_lower, step = job.table_stride;
   const double upper = lower + step * double(job.table_bins);
-  const Dual<F> out = saved.x.back();
+  const Dual<F> out = saved.n;
   for (int i = 0; i < rows; ++i) {
     const double s = saved.s[i], inside = std::min(std::max(s, lower), upper);
     const int64_t bin = std::min(int64_t((inside - lower) / step), job.table_bins - 1);
@@ -157,7 +163,7 @@ void embed_backward(const Model<F>& model, Model<F>& gradient, const std::vector
 template <class F, bool DIRECTION>
 void apply_factor(const Model<F>& model, const int* row, int rows, bool smooth, const F* sw,
                   const F* dsw, const EmbeddingSaved<F>& saved, int width) {
-  const Dual<F> n = saved.x.back();
+  const Dual<F> n = saved.n;
   for (int i = 0; i < rows; ++i) {
     const F* factor = model.factor.data + row[i] * model.factor.ld;
     const F w = smooth ? sw[i] : F(1), dw = DIRECTION && smooth ? dsw[i] : F(0);
@@ -174,7 +180,7 @@ template <class F>
 void factor_backward(const Model<F>& model, Model<F>& gradient, const int* row, int rows,
                      bool smooth, const F* sw, const F* dsw, const EmbeddingSaved<F>& saved,
                      int width, Dual<F> bar) {
-  const Dual<F> n = saved.x.back();
+  const Dual<F> n = saved.n;
   for (int i = 0; i < rows; ++i) {
     const F* factor = model.factor.data + row[i] * model.factor.ld;
     F* g_factor = gradient.factor.data + row[i] * gradient.factor.ld;

@@ -124,18 +124,22 @@ void run_group(const Shape<F>& shape, const Model<F>& model, Model<F>* gradient,
   const size_t start = arena.used();
   const int count = int(group.count);
   const FittingSaved<F> saved = take_fitting<F, D>(job, arena, count);
-  const Dual<F> d_bar = take<F, D>(arena, count, int(job.width) * padded<F>(int(job.axis)));
   for (int i = 0; i < count; ++i) {
     describe<F, D>(shape, model, arena, job.order[group.start + i], atoms[i]);
     contract<F, D>(job, atoms[i], rows_from(saved.d, i));
   }
+  std::vector<Dual<F>> d_bars;
   for (int head = 0; head < job.heads; ++head) {
     const int64_t net = job.which[head * job.natoms + atoms[0].id];
+    d_bars.push_back(take<F, D>(arena, count, int(job.width) * padded<F>(int(job.axis))));
     fit<F, D>(job, model.fitting[net], D ? &gradient->fitting[net] : nullptr, head, atoms, count,
-              arena, saved, d_bar);
-    for (int i = 0; i < count; ++i) {
+              arena, saved, d_bars.back());
+  }
+  for (int i = 0; i < count; ++i)
+    for (int head = 0; head < job.heads; ++head) {
       const size_t mark = arena.used();
-      const Dual<F> x_bar = contract_backward<F, D>(job, atoms[i], arena, rows_from(d_bar, i));
+      const Dual<F> x_bar =
+          contract_backward<F, D>(job, atoms[i], arena, rows_from(d_bars[head], i));
       if constexpr (D) {
         differentiate_weights(shape, model, *gradient, arena, atoms[i], x_bar);
       } else {
@@ -144,7 +148,6 @@ void run_group(const Shape<F>& shape, const Model<F>& model, Model<F>* gradient,
       }
       arena.release(mark);
     }
-  }
   arena.release(start);
 }
 
@@ -160,7 +163,9 @@ template <class F, bool D> size_t shared_bytes(const Shape<F>& shape, int count)
   const JobArgs& job = shape.job;
   const int rows = shape.max_rows(), width = int(job.width);
   Arena counter;
-  take_fitting<F, D>(job, counter, 2 * count);
+  EmbeddingSaved<F> layers = take_embedding<F>(job, counter, rows);
+  take_layers(job, counter, rows, layers);
+  for (int64_t k = 0; k < job.heads + 1; ++k) take_fitting<F, D>(job, counter, count);
   for (int k = 0; k < job.fitting[0].layers; ++k) {
     take<F, D>(counter, 2 * count, int(job.fitting[0].layer[k].out));
     take<F, D>(counter, count, int(job.fitting[0].layer[k].in) * (k ? 1 : 2));
