@@ -37,7 +37,7 @@ def check(folder: Path) -> list[Check]:
     checks = [_python()]
     checks += [_package(name, required=True) for name in REQUIRED]
     checks += [_package(name, required=False) for name in OPTIONAL]
-    return [*checks, *_dflow(), *_torch(), _deepmd(), _memory(), *_disk(folder)]
+    return [*checks, *_dflow(), *_torch(), _kernels(), _deepmd(), _memory(), *_disk(folder)]
 
 
 def lines(checks: list[Check], width: int = 0) -> list[str]:
@@ -90,6 +90,17 @@ def _torch() -> list[Check]:
         Check("torch works", "ok", device),
         Check("threads", "ok", f"{threads}; execution.parallel x threads should not exceed cores"),
     ]
+
+
+def _kernels() -> Check:
+    """Look at the compiled kernels that evaluate models on CPUs."""
+    from dpa_core.kernels.build import library
+
+    missing = [precision for precision in ("float32", "float64") if library(precision) is None]
+    if missing:
+        advice = "install a C++ compiler (Debian: apt install g++)"
+        return Check("kernels", "warning", "none: models on CPU run several times slower", advice)
+    return Check("kernels", "ok", "compiled for this processor")
 
 
 def _deepmd() -> Check:

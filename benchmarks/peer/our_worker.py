@@ -21,10 +21,11 @@ from dpa_core.config import TrainConfig
 from dpa_core.deepmd_input import convert
 from dpa_core.frames import Frame
 from dpa_core.interchange.files import load_model, save_model
+from dpa_core.kernels.build import keep_freed_memory
 from dpa_core.model import Potential
 from dpa_core.train.distributed import World
 from dpa_core.train.loop import take_step
-from dpa_core.train.prepare import Run, keep_freed_memory, open_datasets, prepare
+from dpa_core.train.prepare import Run, open_datasets, prepare
 
 BARE = wire.memory("VmRSS")
 

@@ -140,6 +140,8 @@ class _Call:
 
     def backward(self) -> None:
         """Carry the arrays' gradients on to the model's parameters."""
+        if not self.gradients:
+            return
         torch.autograd.backward(
             [array for array, _ in self.gradients], [gradient for _, gradient in self.gradients]
         )
@@ -219,6 +221,7 @@ class _Call:
                 setattr(layer, f"g_{name}", self._gradient(weights[name]))
         job.attention = layers
         job.embedding = self._nets(arrays.embedding)
+        job.frozen = not self.gradients  # those of the fitting nets come last
         job.fitting = self._nets(arrays.fitting)
         job.fitting_nets = len(arrays.fitting)
         self.keep.append(layers)

@@ -42,6 +42,7 @@ class JobArgs(ctypes.Structure):
             (name, c_int64)
             for name in ("natoms", "slots", "ntypes", "heads", "active", "threads", "group_bytes")
         ),
+        ("frozen", c_int64),
         *((name, c_void_p) for name in ("order", "atype", "pad_type", "neighbor_type", "mask")),
         *((name, c_void_p) for name in ("vectors", "direction", "weight")),
         *((name, c_double) for name in ("rcut", "rcut_smth", "protection")),

@@ -19,6 +19,8 @@ from dpa_core.derivatives import loss_gradient, predict
 from dpa_core.errors import DataError, NumericalError
 from dpa_core.finetune import refit_bias
 from dpa_core.interchange.files import save_model
+from dpa_core.kernels import find
+from dpa_core.kernels.build import keep_freed_memory
 from dpa_core.loss import TERMS, Metrics
 from dpa_core.train.checkpoint import check_same_run, save_checkpoint, write_atomic
 from dpa_core.train.display import Display
@@ -31,7 +33,6 @@ from dpa_core.train.prepare import (
     Datasets,
     Run,
     clear,
-    keep_freed_memory,
     open_datasets,
     prepare,
     provenance,
@@ -316,6 +317,7 @@ def _facts(run: Run) -> dict[str, str]:
     heads = f" in {run.model.config.heads} heads" if run.model.config.heads > 1 else ""
     return {
         "device": f"{world.device}, {world.size} process(es), {torch.get_num_threads()} threads",
+        "evaluation": "torch" if find((run.model,)) is None else "compiled kernels",
         "dtype": f"{run.model.config.descriptor.precision} networks, float64 energies",
         "parameters": f"{trainable} trainable of {sum(w.numel() for w in weights)}{heads}",
         "training": f"{len(train)} frames, {train.natoms.sum()} atoms",

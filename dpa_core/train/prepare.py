@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -333,18 +332,3 @@ def clear(outdir: Path) -> None:
     for path in (*find_checkpoints(outdir), *(outdir / name for name in names)):
         path.unlink(missing_ok=True)
     shutil.rmtree(outdir / "tensorboard", ignore_errors=True)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of returning it to the kernel.
-
-    Every large temporary of a step would otherwise be mapped, page-faulted and unmapped
-    again, which doubles the time of a step on CPU. Without glibc nothing happens.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, -1)

@@ -26,6 +26,7 @@ struct AttentionArgs {
 
 struct JobArgs {
   int64_t natoms, slots, ntypes, heads, active, threads, group_bytes;
+  int64_t frozen; // no gradients of the descriptor's weights are wanted
   // Neighbourhoods. `order` names the atoms to work on; neighbours of one fitting net together.
   const int64_t *order, *atype, *pad_type, *neighbor_type; // (active), (N), (N), (N, M)
   const uint8_t* mask;                                     // (N, M)

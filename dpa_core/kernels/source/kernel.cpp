@@ -108,6 +108,7 @@ void fit(const JobArgs& job, const std::vector<Layer<F>>& net, std::vector<Layer
   F* g_first = static_cast<F*>(job.g_first);
   backward_activation<F, D>(net[0], D ? (*gradient)[0] : net[0], count, saved.y[0], bar, u_bar,
                             [&](int i, const F* row) {
+                              if (!g_first) return;
                               F* target = g_first + (head * job.natoms + atoms[i].id) * first;
                               for (int c = 0; c < first; ++c) target[c] += row[c];
                             });
@@ -135,7 +136,7 @@ void run_group(const Shape<F>& shape, const Model<F>& model, Model<F>* gradient,
     fit<F, D>(job, model.fitting[net], D ? &gradient->fitting[net] : nullptr, head, atoms, count,
               arena, saved, d_bars.back());
   }
-  for (int i = 0; i < count; ++i)
+  for (int i = 0; i < (D && job.frozen ? 0 : count); ++i)
     for (int head = 0; head < job.heads; ++head) {
       const size_t mark = arena.used();
       const Dual<F> x_bar =

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <new>
 
-#if defined(__AVX512F__)
+#if defined(TEST_VECTOR_BYTES) // to test other widths than the machine's
+constexpr int VECTOR_BYTES = TEST_VECTOR_BYTES, TILE_ROWS = TEST_VECTOR_BYTES == 64 ? 12 : 6;
+#elif defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, TILE_ROWS = 12;
 #elif defined(__AVX__)
 constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6;
