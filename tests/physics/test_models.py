@@ -96,6 +96,12 @@ class TestNotSmooth(_Small, Symmetries, Bookkeeping, FiniteDifferences, Locality
     changes = {"smooth_type_embedding": False}
 
 
+class TestNotSmoothNoAngles(_Small, Symmetries, Bookkeeping, FiniteDifferences, Locality):
+    """Attention that depends on the embeddings alone."""
+
+    changes = {"smooth_type_embedding": False, "attn_dotr": False, "attn_layer": 1}
+
+
 class TestPaddingLeak(_Small, Symmetries, Bookkeeping, FiniteDifferences):
     """Concat with davg != 0: empty slots take the first atom's type (DeePMD's formulas)."""
 
