@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 # Atoms that torch evaluates at once. On CPU working sets that stay in cache, and rows as wide
 # as they need; elsewhere enough work for a whole device.
 CHUNK = 64
-_DEVICE_CHUNK = 4096
+_DEVICE_CHUNK = 1024
 
 
 def neighbor_vectors(batch: Batch) -> Tensor:
@@ -137,11 +137,10 @@ def _by_torch(models: Sequence[Potential], near: Neighborhoods) -> list[tuple[Te
 
 def _differentiate_by_torch(model: Potential, near: Neighborhoods, a: Tensor, b: Tensor) -> None:
     for atoms, width in _chunks(near):
-        found = _differentiated((model,), near, atoms, width, create_graph=True)
-        roots, seeds = found[0], (a[atoms], b[atoms, :width])
-        kept = [(r, s) for r, s in zip(roots, seeds, strict=True) if r.requires_grad]
-        if kept:
-            torch.autograd.backward([r for r, _ in kept], [s for _, s in kept])
+        energy, gradient = _differentiated((model,), near, atoms, width, create_graph=True)[0]
+        part = (a[atoms] * energy).sum() + (b[atoms, :width] * gradient).sum()
+        if part.requires_grad:
+            part.backward()
 
 
 def _chunks(near: Neighborhoods) -> Iterator[tuple[Tensor, int]]:
