@@ -38,20 +38,20 @@ def library(precision: str) -> ctypes.CDLL | None:
     sources, compiler, options and the processor, so that machines with one home folder do not
     take each other's. Without a compiler prebuilt ones serve, where the package has them.
     """
-    try:
-        path = _compiled(precision) or _prebuilt(precision)
-        if path is None:
-            log.info(
-                "no C++ compiler (g++) and no prebuilt kernels: models are evaluated by torch, "
-                "several times slower"
-            )
-            return None
-        keep_freed_memory()
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        text = getattr(error, "stderr", None) or error
-        log.warning("compiled kernels are not used, models run several times slower: %s", text)
-        return None
+    for source in (_compiled, _prebuilt):
+        try:
+            path = source(precision)
+            if path is not None:
+                loaded = ctypes.CDLL(str(path))
+                keep_freed_memory()
+                return loaded
+        except (OSError, subprocess.SubprocessError) as error:
+            log.warning("no compiled kernels: %s", getattr(error, "stderr", None) or error)
+    log.warning(
+        "models are evaluated by torch, several times slower than by compiled kernels, for which "
+        "a C++ compiler is needed (Debian: apt install g++)"
+    )
+    return None
 
 
 def keep_freed_memory() -> None:

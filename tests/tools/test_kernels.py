@@ -108,7 +108,7 @@ def test_without_a_compiler_torch_evaluates(
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with caplog.at_level(logging.INFO):
         assert build.library("float64") is None
-    assert "install" in caplog.text or "no C++ compiler" in caplog.text
+    assert "apt install g++" in caplog.text
     model = small()
     assert kernels.find((model,)) is None
     assert predict(model, batch_of(model, 2)).force.abs().max() > 0
