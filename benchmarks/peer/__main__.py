@@ -42,6 +42,10 @@ def options() -> argparse.Namespace:
         "--outdir", type=Path,
         help="results.{json,md,png}; default: this folder for --full, ./peer-quick for --quick",
     )  # fmt: skip
+    parser.add_argument(
+        "--tuned", nargs="+", choices=_BACKENDS,
+        help="backends among which the tuned peer is the fastest; default: all, pt for --quick",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the cases, measure nothing")
     return parser.parse_args()
 
@@ -79,7 +83,7 @@ def run(cases: list[Case], given: argparse.Namespace, outdir: Path) -> list[str]
                 peer=given.peer,
                 data=given.data,
                 turns=_turns(case, given),
-                backends=_BACKENDS[:1] if given.quick else _BACKENDS,
+                backends=given.tuned or (_BACKENDS[:1] if given.quick else _BACKENDS),
                 patience=Patience(10 if given.quick else 60),
                 folder=Path(folder) / "case",
             )
