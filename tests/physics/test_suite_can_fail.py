@@ -11,6 +11,7 @@ import dpa_core.derivatives
 import dpa_core.descriptor
 import dpa_core.model
 from dpa_core.frames import Prediction
+from dpa_core.kernels import Engine, find
 from dpa_core.testing import PhysicsSuite
 from tests.physics.test_models import SE, _Small
 
@@ -81,6 +82,7 @@ def test_detached_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         rows, sw, direction = right(*args, **kwargs)
         return rows, sw.detach(), direction
 
+    monkeypatch.setenv("DPAFLOW_KERNELS", "0")
     monkeypatch.setattr(dpa_core.descriptor, "env_rows", detached)
     with pytest.raises(AssertionError):
         Proper().test_force()
@@ -100,15 +102,32 @@ def test_wrong_images(suite: type[PhysicsSuite], monkeypatch: pytest.MonkeyPatch
             suite().test_wrapping()
 
 
-def test_forgotten_parameter_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training on forces needs the graph; a detached fitting net is noticed."""
-    right = dpa_core.derivatives.predict
+@pytest.mark.parametrize("path", ["kernels", "torch"], indirect=True)
+def test_forgotten_parameter_gradient(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces that a loss takes for constants are noticed."""
+    right = dpa_core.derivatives.loss_gradient
 
-    def half(model, batch, **kwargs):
-        p = right(model, batch, **kwargs)
-        return p._replace(force=p.force.detach() + 0 * p.energy.sum())
+    def half(model, batch, loss):
+        return right(
+            model,
+            batch,
+            lambda p: loss(p._replace(force=p.force.detach() + 0 * p.energy.sum())),
+        )
 
-    monkeypatch.setattr("dpa_core.testing.predict", half)
+    monkeypatch.setattr("dpa_core.testing.loss_gradient", half)
     with pytest.raises(AssertionError):
         Proper().test_second_order_in_parameters()
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("sign", [0.0, 2.0])
+def test_kernels_with_a_wrong_direction(sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second derivatives of the kernels: lost, or twice as large."""
+    right = Engine.differentiate
+    monkeypatch.setattr(
+        Engine, "differentiate", lambda self, near, a, b: right(self, near, a, sign * b)
+    )
+    if find((Proper().make_model(),)) is None:
+        pytest.skip("no C++ compiler")
+    with pytest.raises(AssertionError):
+        Proper().test_second_order_in_parameters()
