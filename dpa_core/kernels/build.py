@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from dpa_core.cache import cache_folder
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent / "source"
@@ -33,10 +35,10 @@ _OPTIONS = ("-O3", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-shared", "-pth
 def library(precision: str) -> ctypes.CDLL | None:
     """Return the kernels for "float32" or "float64"; None where there are none.
 
-    With a C++ compiler they are compiled for this machine and kept in $DPAFLOW_CACHE, or
-    $XDG_CACHE_HOME/dpaflow (~/.cache/dpaflow), under a name made of everything they depend on:
-    sources, compiler, options and the processor, so that machines with one home folder do not
-    take each other's. Without a compiler prebuilt ones serve, where the package has them.
+    With a C++ compiler they are compiled for this machine and kept in the cache's folder
+    (`dpa_core.cache`), under a name made of everything they depend on: sources, compiler, options
+    and the processor, so that machines with one home folder do not take each other's. Without a
+    compiler prebuilt ones serve, where the package has them.
     """
     for source in (_compiled, _prebuilt):
         try:
@@ -74,7 +76,7 @@ def _compiled(precision: str) -> Path | None:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
     if compiler is None:
         return None
-    folder = _folder()
+    folder = cache_folder() / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"kernels-{precision}-{_fingerprint(compiler)}.so"
     if not path.exists():
@@ -92,14 +94,6 @@ def _prebuilt(precision: str) -> Path | None:
         if needed <= flags and path.exists():
             return path
     return None
-
-
-def _folder() -> Path:
-    own = os.environ.get("DPAFLOW_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dpaflow"
 
 
 def _processor() -> str:

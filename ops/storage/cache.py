@@ -6,6 +6,7 @@
     views/HASH.lock         shared while a process uses the view; its time is the last use
     partial/ADDRESS/        a download that is not complete
     locks/ABC               held by who downloads or removes an object whose address begins so
+    kernels/                compiled code (dpa_core.kernels.build), which has nothing to do with it
 
 A view that is in use is never removed; an object is removed when no view has it any more.
 """
@@ -25,10 +26,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dpa_core.cache import FOLDER, cache_folder
 from dpa_core.errors import ConfigError
 
-FOLDER, SIZE = "DPAFLOW_CACHE", "DPAFLOW_CACHE_SIZE"
-DEFAULT_FOLDER, DEFAULT_SIZE = "~/.cache/dpaflow", "50G"
+SIZE, DEFAULT_SIZE = "DPAFLOW_CACHE_SIZE", "50G"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -160,8 +161,7 @@ class Cache(NamedTuple):
 
 def open_cache(folder: Path | None, environment: Mapping[str, str] = os.environ) -> Cache:
     """Return the cache in `folder`, by default that of the environment."""
-    place = folder or Path(environment.get(FOLDER) or DEFAULT_FOLDER)
-    return Cache(place.expanduser().absolute())
+    return Cache((folder or cache_folder(environment)).expanduser().absolute())
 
 
 def size_limit(environment: Mapping[str, str]) -> int:

@@ -123,7 +123,7 @@ def test_a_compiler_that_fails_is_no_error(
     monkeypatch.setenv("CXX", str(broken))
     assert build.library("float64") is None
     assert "no space left on device" in caplog.text
-    assert not list((fresh / "cache").glob("*.so*.new"))
+    assert not list((fresh / "cache" / "kernels").glob("*.so*.new"))
 
 
 def test_prebuilt_libraries_serve_where_there_is_no_compiler(
