@@ -169,8 +169,16 @@ class Potential(nn.Module):
             energy = self.fitting(d, env.atype, fparam, aparam)
         else:
             energy = self._fit_each(d, env.atype, fparam, aparam, head)
-        energy = energy + self.out_bias[env.atype]
-        return torch.where((atype < 0) | self.silent[env.atype], 0.0, energy)
+        return self.biased(energy, env, atype)
+
+    def biased(self, energy: Tensor, env: Environment, atype: Tensor) -> Tensor:
+        """Add the bias to what a fitting net gives, (N,); `silent_atoms` have no energy."""
+        silent = self.silent_atoms(env, atype)
+        return torch.where(silent, 0.0, energy + self.out_bias[env.atype])
+
+    def silent_atoms(self, env: Environment, atype: Tensor) -> Tensor:
+        """Virtual atoms, and those of types without energy, (N,) bool."""
+        return (atype < 0) | self.silent[env.atype]
 
     def _fit_each(
         self,

@@ -89,10 +89,14 @@ def count_pair_factors(config: DPA1Config | SeE2AConfig, ntypes: int) -> int:
 
 def table_of_pairs(config: DPA1Config | SeE2AConfig, ntypes: int) -> Tensor:
     """(ntypes, slots) int64: number of the table of each centre's and neighbour's type."""
+    rows = rows_of_pairs(config, ntypes)
+    return torch.zeros_like(rows) if count_tables(config, ntypes) == 1 else rows
+
+
+def rows_of_pairs(config: DPA1Config | SeE2AConfig, ntypes: int) -> Tensor:
+    """(ntypes, slots) int64: number of what depends on the types of centre and neighbour."""
     slots = _slots(config, ntypes)
     centre, neighbor = torch.arange(ntypes)[:, None], torch.arange(slots).expand(ntypes, -1)
-    if count_tables(config, ntypes) == 1:
-        return torch.zeros_like(neighbor)
     if config.type_one_side:
         return neighbor.clone()
     if isinstance(config, SeE2AConfig):

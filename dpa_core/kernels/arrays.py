@@ -18,7 +18,7 @@ from dpa_core.embedding import ResidualLayer, ResidualNet
 from dpa_core.fitting import EnergyFitting
 from dpa_core.kernels.job import ATTENTION
 from dpa_core.tables import EmbeddingTables
-from dpa_core.tabulated import TabulatedDPA1, TabulatedSeE2A
+from dpa_core.tabulated import TabulatedDPA1, TabulatedSeE2A, rows_of_pairs
 
 # exp() of logits must stay in the range of float32 without subtracting the largest.
 _LARGEST_SCALE = 30.0
@@ -70,22 +70,14 @@ def supports(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> bool:
 
 def arrays_of(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> Arrays:
     """Arrays of a descriptor and fitting nets on it, which stand one after the other."""
-    ntypes = descriptor.ntypes
-    neighbor = torch.arange(ntypes).expand(ntypes, ntypes)
-    mixed = isinstance(descriptor, DPA1Descriptor)
-    if descriptor.config.type_one_side:
-        row_of = neighbor
-    elif mixed:
-        row_of = neighbor.T * ntypes + neighbor
-    else:
-        row_of = neighbor.T + ntypes * neighbor
+    row_of = rows_of_pairs(descriptor.config, descriptor.ntypes)
     tables = getattr(descriptor, "tables", None)
     first_weight, first_bias = (None, None) if tables else _first_layer(descriptor)
     nets = _embedding_nets(descriptor)
     width = descriptor.dim_out - descriptor.dim_type
     return Arrays(
-        net_of=(row_of if len(nets) > 1 else torch.zeros_like(row_of)).contiguous(),
-        row_of=row_of.contiguous(),
+        net_of=row_of if len(nets) > 1 else torch.zeros_like(row_of),
+        row_of=row_of,
         first_weight=first_weight,
         first_bias=first_bias,
         embedding=[[_layer(layer) for layer in n[1:]] for n in nets],
@@ -93,7 +85,7 @@ def arrays_of(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> Arra
         factor=_factors(descriptor),
         attention=[
             {name: getattr(layer, name) for name in ATTENTION}
-            for layer in (descriptor.attention.layers if mixed else ())  # type: ignore[union-attr]
+            for layer in getattr(getattr(descriptor, "attention", None), "layers", ())
         ],
         fitting=[_fitting(_net(n), width) for fitting in fittings for n in fitting.nets],
     )

@@ -60,7 +60,6 @@ class Engine:
     def __init__(self, compiled: ctypes.CDLL, models: Sequence[Potential]) -> None:
         self._library = compiled
         self._models = models
-        self._model = models[0]
 
     def energies(self, near: Neighborhoods) -> list[tuple[Tensor, Tensor]]:
         """Atomic energies (N,), eV, and gradients dE/dd (N, M, 3), eV/Å, of every model."""
@@ -97,13 +96,7 @@ class Engine:
         model, env = self._models[k], near.env
         table = torch.stack([fitting.bias_atom_e for fitting in model.fittings])
         which = fitting_of if len(table) > 1 else torch.zeros_like(fitting_of)
-        energy = energy + table[which, env.atype] + model.out_bias[env.atype]
-        return torch.where(silent(model, near), 0.0, energy)
-
-
-def silent(model: Potential, near: Neighborhoods) -> Tensor:
-    """Atoms without energy, (N,) bool."""
-    return (near.batch.atype < 0) | model.silent[near.env.atype]
+        return model.biased(energy + table[which, env.atype], env, near.batch.atype)
 
 
 class _Call:
@@ -118,10 +111,9 @@ class _Call:
         self.heads = len(self.models)
         self.fitting_of = self._fitting_of(near)
         fittings = [f for m in self.models for f in m.fittings]
-        self.arrays = arrays_of(model.descriptor, fittings)
         self._set_sizes(near)
         self._set_atoms(near)
-        self._set_weights(self.arrays)
+        self._set_weights(arrays_of(model.descriptor, fittings))
         self._set_first(near)
         descriptor = model.descriptor
         self.point(davg=descriptor.davg, dstd=descriptor.dstd, allowed=descriptor.allowed)
@@ -191,7 +183,7 @@ class _Call:
         # One fitting net after the other; in it atoms with similar numbers of neighbours.
         order = torch.argsort(env.mask.sum(1), stable=True)
         order = order[torch.argsort(own[order], stable=True)]
-        order = order[~silent(model, near)[order]]
+        order = order[~model.silent_atoms(env, near.batch.atype)[order]]
         self.job.active = len(order)
         self.point(
             order=order, which=which, atype=env.atype, pad_type=env.pad_type,

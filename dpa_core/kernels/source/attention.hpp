@@ -14,7 +14,7 @@ template <class F> struct AttentionLayer {
 
 // What all layers and atoms share.
 template <class F> struct AttentionShape {
-  int layers, hidden, width;   // width: of the neighbours' embedding
+  int hidden, width;           // width: of the neighbours' embedding
   F scale, shift, eps, floor;  // shift 20 with smooth attention, else 0
   bool gated;                  // cosines of the angles (attn_dotr)
   const F* columns;            // (padded width) 1, and 0 in the padding

@@ -73,7 +73,6 @@ struct Number {
 };
 inline Number constant(double v) { return {v, 0.0}; }
 inline Number operator+(Number a, Number b) { return {a.v + b.v, a.t + b.t}; }
-inline Number operator-(Number a, Number b) { return {a.v - b.v, a.t - b.t}; }
 inline Number operator*(Number a, Number b) { return {a.v * b.v, a.t * b.v + a.v * b.t}; }
 inline Number reciprocal(Number a) { return {1.0 / a.v, -a.t / (a.v * a.v)}; }
 inline Number root(Number a) {

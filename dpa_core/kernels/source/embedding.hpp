@@ -112,7 +112,8 @@ void look_up(const JobArgs& job, int rows, const int* row, const EmbeddingSaved<
   const double upper = lower + step * double(job.table_bins);
   const Dual<F> out = saved.n;
   for (int i = 0; i < rows; ++i) {
-    const double s = saved.s[i], inside = std::min(std::max(s, lower), upper);
+    // Written so that NaN takes the first bin: it comes out as NaN, not as an address.
+    const double s = saved.s[i], inside = s > lower ? std::min(s, upper) : lower;
     const int64_t bin = std::min(int64_t((inside - lower) / step), job.table_bins - 1);
     const double beyond = s - inside, t = 1 + beyond * beyond / (step * step);
     const double x = inside - (lower + step * double(bin)) + beyond / std::sqrt(t);
@@ -142,18 +143,17 @@ void embed_backward(const Model<F>& model, Model<F>& gradient, const std::vector
       out = x_bar;
     }
     F* g_weight = gradient.first_weight.data + block.net * gradient.first_weight.ld;
-    for (int i = 0; i < n; ++i) {
+    Layer<F> first;
+    first.out = first_width;
+    const Dual<F> u_bar = take<F, true>(arena, n, first_width);
+    const Dual<F> y = rows_from(saved.y[0], block.start);
+    backward_activation<F, true>(first, first, n, y, out, u_bar, [&](int i, const F* du) {
       const int at = block.start + i;
-      F* g_bias = gradient.first_bias.data + row[at] * gradient.first_bias.ld;
-      for (int c = 0; c < padded<F>(first_width); c += LANES<F>) {
-        const Vec<F> y = vec<F>(saved.y[0].v + at * saved.y[0].ld + c);
-        const Vec<F> dy = vec<F>(saved.y[0].t + at * saved.y[0].ld + c);
-        const Vec<F> o = vec<F>(out.v + i * out.ld + c), slope = 1 - y * y;
-        const Vec<F> u = o * slope, du = vec<F>(out.t + i * out.ld + c) * slope - 2 * o * y * dy;
-        vec<F>(g_bias + c) += du;
-        vec<F>(g_weight + c) += saved.s[at] * du + saved.ds[at] * u;
-      }
-    }
+      add_to(gradient.first_bias.data + row[at] * gradient.first_bias.ld, du, padded<F>(first_width));
+      for (int c = 0; c < padded<F>(first_width); c += LANES<F>)
+        vec<F>(g_weight + c) +=
+            saved.s[at] * vec<F>(du + c) + saved.ds[at] * vec<F>(u_bar.v + i * u_bar.ld + c);
+    });
     arena.release(mark);
   }
 }

@@ -14,7 +14,6 @@ template <class F> Shape<F> shape_of(const JobArgs& job, const F* columns) {
   bool shifted = false;
   for (int64_t i = 0; i < 4 * job.ntypes; ++i) shifted = shifted || job.davg[i] != 0;
   AttentionShape<F> attention;
-  attention.layers = int(job.attention_layers);
   attention.hidden = int(job.hidden);
   attention.width = int(job.width);
   attention.scale = F(job.scale);
