@@ -1,12 +1,13 @@
 """Energy per atom -> energy, force, virial and atomic virial, for every model alike.
 
 Energies are differentiated with respect to the neighbour vectors d_ij = r_j - r_i. With
-g_ij = dE/dd_ij:  F_i = Σ_j g_ij - Σ_k g_ki,  W = -Σ_ij d_ij ⊗ g_ij = -dE/dstrain.
+g_ij = dE/dd_ij:  F_i = Σ_j g_ij - Σ_k g_ki,  W = -Σ_ij g_ij ⊗ d_ij = -dE/dstrain.
 
 Atoms are independent of each other given their neighbours. So a loss is differentiated in two
-passes: energies and g first, without a graph; the loss then gives a_i = dL/dE_i and
-b_ij = dL/dg_ij, and the gradient of L is that of Σ a_i E_i + Σ b_ij·g_ij with a and b fixed,
-which needs a few atoms at a time. Memory does not grow with the batch.
+passes: energies and forces first, without a graph. The loss L then gives a_i = dL/dE_i and, from
+the formulas above, b_ij = dL/dg_ij = dL/dF_i - dL/dF_j - dL/dW d_ij; and the gradient of L is
+that of Σ a_i E_i + Σ b_ij·g_ij with a and b fixed, which needs a few atoms at a time. Memory
+does not grow with the batch.
 
 Models on CPU are evaluated by compiled kernels (`dpa_core.kernels`) where these know their
 formulas, else by torch.
@@ -15,7 +16,7 @@ formulas, else by torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,6 @@ from torch import Tensor
 
 from dpa_core import kernels
 from dpa_core.frames import Batch, Prediction
-from dpa_core.kernels.engine import Neighborhoods
 
 if TYPE_CHECKING:
     from dpa_core.descriptor import Environment
@@ -35,6 +35,14 @@ _T = TypeVar("_T")
 # as they need; elsewhere enough work for a whole device.
 CHUNK = 64
 _DEVICE_CHUNK = 1024
+
+
+class _Neighborhoods(NamedTuple):
+    """Atoms with their neighbours, as torch takes them."""
+
+    batch: Batch
+    env: Environment
+    vectors: Tensor
 
 
 def neighbor_vectors(batch: Batch) -> Tensor:
@@ -76,9 +84,11 @@ def predict_heads(
     batch, atom_virial
         As in `predict`.
     """
-    near = Neighborhoods(batch, models[0].environment(batch), neighbor_vectors(batch))
     engine = kernels.find(models)
-    found = _by_torch(models, near) if engine is None else engine.energies(near)
+    if engine is not None:
+        return engine.predict(batch, atom_virial=atom_virial)
+    near = _neighborhoods(models[0], batch)
+    found = _by_torch(models, near)
     return [_assemble(near, energy, gradient, atom_virial) for energy, gradient in found]
 
 
@@ -101,23 +111,28 @@ def loss_gradient(
     prediction, anything
         The prediction has no graph.
     """
-    near = Neighborhoods(batch, model.environment(batch), neighbor_vectors(batch))
-    engine = kernels.find((model,))
-    energy, gradient = (_by_torch((model,), near) if engine is None else engine.energies(near))[0]
-    energy.requires_grad_()
-    gradient.requires_grad_()
-    prediction = _assemble(near, energy, gradient, atom_virial=False)
+    prediction = predict(model, batch)
+    leaves = [
+        getattr(prediction, name).requires_grad_()
+        for name in ("energy", "atom_energy", "force", "virial")
+    ]
     value, other = loss(prediction)
-    a, b = torch.autograd.grad(value, (energy, gradient), materialize_grads=True)
+    bar = Prediction(*torch.autograd.grad(value, leaves, materialize_grads=True))
+    engine = kernels.find((model,))
     if engine is not None:
-        engine.differentiate(near, a, b)
+        engine.differentiate(batch, bar)
     else:
-        _differentiate_by_torch(model, near, a, b)
-    detached = (None if x is None else x.detach() for x in prediction)
-    return Prediction(*detached), other  # type: ignore[arg-type]  # None stays where None was
+        _differentiate_by_torch(model, batch, bar)
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    return prediction, other
 
 
-def _by_torch(models: Sequence[Potential], near: Neighborhoods) -> list[tuple[Tensor, Tensor]]:
+def _neighborhoods(model: Potential, batch: Batch) -> _Neighborhoods:
+    return _Neighborhoods(batch, model.environment(batch), neighbor_vectors(batch))
+
+
+def _by_torch(models: Sequence[Potential], near: _Neighborhoods) -> list[tuple[Tensor, Tensor]]:
     """Atomic energies (N,) and gradients (N, M, 3) of every model."""
     slots = near.vectors.shape[1]
     energies: list[list[Tensor]] = [[] for _ in models]
@@ -135,7 +150,12 @@ def _by_torch(models: Sequence[Potential], near: Neighborhoods) -> list[tuple[Te
     ]
 
 
-def _differentiate_by_torch(model: Potential, near: Neighborhoods, a: Tensor, b: Tensor) -> None:
+def _differentiate_by_torch(model: Potential, batch: Batch, bar: Prediction) -> None:
+    near = _neighborhoods(model, batch)
+    a = bar.atom_energy + bar.energy[batch.frame]
+    b = bar.force[:, None] - bar.force[batch.index]
+    b = b - near.vectors @ bar.virial[batch.frame].mT
+    b = torch.where(batch.mask[..., None], b, 0.0)
     for atoms, width in _chunks(near):
         energy, gradient = _differentiated((model,), near, atoms, width, create_graph=True)[0]
         part = (a[atoms] * energy).sum() + (b[atoms, :width] * gradient).sum()
@@ -143,7 +163,7 @@ def _differentiate_by_torch(model: Potential, near: Neighborhoods, a: Tensor, b:
             part.backward()
 
 
-def _chunks(near: Neighborhoods) -> Iterator[tuple[Tensor, int]]:
+def _chunks(near: _Neighborhoods) -> Iterator[tuple[Tensor, int]]:
     """Atoms to evaluate together, and their largest number of neighbours."""
     batch = near.batch
     # Atoms with similar numbers of neighbours go together, so that few slots are empty.
@@ -158,7 +178,7 @@ def _chunks(near: Neighborhoods) -> Iterator[tuple[Tensor, int]]:
 
 def _differentiated(
     models: Sequence[Potential],
-    near: Neighborhoods,
+    near: _Neighborhoods,
     atoms: Tensor,
     width: int,
     *,
@@ -193,7 +213,7 @@ def _energies(
 
 
 def _assemble(
-    near: Neighborhoods, energy: Tensor, gradient: Tensor, atom_virial: bool
+    near: _Neighborhoods, energy: Tensor, gradient: Tensor, atom_virial: bool
 ) -> Prediction:
     batch = near.batch
     mask = batch.mask[..., None]

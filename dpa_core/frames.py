@@ -90,6 +90,13 @@ class Batch(NamedTuple):
         """Number of frames F."""
         return self.box.shape[0]
 
+    def centre_types(self) -> tuple[Tensor, Tensor]:
+        """Types of the atoms, 0 for virtual ones, and of the first atom of their frame; (N,)."""
+        real_type = self.atype.clamp(min=0)
+        frames = torch.arange(self.nframes, device=self.frame.device)
+        first = torch.searchsorted(self.frame, frames)
+        return real_type, real_type[first][self.frame]
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
         moved = (None if x is None else x.to(device) for x in self)

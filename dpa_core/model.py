@@ -169,16 +169,17 @@ class Potential(nn.Module):
             energy = self.fitting(d, env.atype, fparam, aparam)
         else:
             energy = self._fit_each(d, env.atype, fparam, aparam, head)
-        return self.biased(energy, env, atype)
+        return self.biased(energy, atype)
 
-    def biased(self, energy: Tensor, env: Environment, atype: Tensor) -> Tensor:
+    def biased(self, energy: Tensor, atype: Tensor) -> Tensor:
         """Add the bias to what a fitting net gives, (N,); `silent_atoms` have no energy."""
-        silent = self.silent_atoms(env, atype)
-        return torch.where(silent, 0.0, energy + self.out_bias[env.atype])
+        return torch.where(
+            self.silent_atoms(atype), 0.0, energy + self.out_bias[atype.clamp(min=0)]
+        )
 
-    def silent_atoms(self, env: Environment, atype: Tensor) -> Tensor:
+    def silent_atoms(self, atype: Tensor) -> Tensor:
         """Virtual atoms, and those of types without energy, (N,) bool."""
-        return (atype < 0) | self.silent[env.atype]
+        return (atype < 0) | self.silent[atype.clamp(min=0)]
 
     def _fit_each(
         self,
@@ -199,10 +200,7 @@ class Potential(nn.Module):
 
     def environment(self, batch: Batch) -> Environment:
         """Types and masks of the neighbourhoods of a batch, excluded pairs removed."""
-        real_type = batch.atype.clamp(min=0)
-        frames = torch.arange(batch.nframes, device=batch.frame.device)
-        first = torch.searchsorted(batch.frame, frames)
-        pad_type = real_type[first][batch.frame]
+        real_type, pad_type = batch.centre_types()
         neighbor_type, mask = real_type[batch.index], batch.mask
         if self.config.pair_exclude_types:
             mask = mask & self.pair_allowed[real_type[:, None], neighbor_type]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dpa_core.attention import GatedAttentionLayer
-from dpa_core.descriptor import Descriptor, DPA1Descriptor, Environment, SeE2ADescriptor
+from dpa_core.descriptor import Descriptor, DPA1Descriptor, SeE2ADescriptor
 from dpa_core.embedding import ResidualLayer, ResidualNet
 from dpa_core.fitting import EnergyFitting
 from dpa_core.kernels.job import ATTENTION
@@ -94,7 +94,7 @@ def arrays_of(descriptor: Descriptor, fittings: Sequence[EnergyFitting]) -> Arra
 def first_of(
     descriptor: Descriptor,
     fitting: EnergyFitting,
-    env: Environment,
+    atype: Tensor,
     fparam: Tensor | None,
     aparam: Tensor | None,
 ) -> Tensor:
@@ -105,10 +105,10 @@ def first_of(
     """
     inputs = fitting.extra_inputs(descriptor.davg.new_zeros(0).to(fitting.dtype), fparam, aparam)
     if descriptor.dim_type:
-        inputs = [cast(DPA1Descriptor, descriptor).type_embedding()[env.atype], *inputs]
+        inputs = [cast(DPA1Descriptor, descriptor).type_embedding()[atype], *inputs]
     start = descriptor.dim_out - descriptor.dim_type
     firsts = [_net(n)[0] for n in fitting.nets]
-    which = torch.zeros_like(env.atype) if len(firsts) == 1 else env.atype
+    which = torch.zeros_like(atype) if len(firsts) == 1 else atype
     added = torch.stack([cast(Tensor, layer.bias) for layer in firsts])[which]
     if inputs:
         x = torch.cat(inputs, -1)

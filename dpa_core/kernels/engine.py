@@ -5,30 +5,21 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dpa_core.frames import Batch, Prediction
 from dpa_core.kernels.arrays import Arrays, LayerArrays, arrays_of, first_of, supports
 from dpa_core.kernels.build import library
 from dpa_core.kernels.job import ATTENTION, AttentionArgs, JobArgs, LayerArgs, NetArgs
 
 if TYPE_CHECKING:
-    from dpa_core.descriptor import Environment
-    from dpa_core.frames import Batch
     from dpa_core.model import Potential
 
 # Scratch memory of a thread: activations of a group of atoms should stay in cache.
 _GROUP_BYTES = 8 << 20
-
-
-class Neighborhoods(NamedTuple):
-    """Atoms with their neighbours: what a batch gives to the model."""
-
-    batch: Batch
-    env: Environment
-    vectors: Tensor
 
 
 def find(models: Sequence[Potential]) -> Engine | None:
@@ -61,60 +52,72 @@ class Engine:
         self._library = compiled
         self._models = models
 
-    def energies(self, near: Neighborhoods) -> list[tuple[Tensor, Tensor]]:
-        """Atomic energies (N,), eV, and gradients dE/dd (N, M, 3), eV/Å, of every model."""
+    def predict(self, batch: Batch, *, atom_virial: bool = False) -> list[Prediction]:
+        """Energies, forces and virials of every model; see `derivatives.predict`."""
         with torch.no_grad():
-            call = _Call(self, near, learning=False)
-            n, m = near.env.mask.shape
-            energy = torch.zeros(call.heads, n, dtype=torch.float64)
-            gradient = torch.zeros(call.heads, n, m, 3, dtype=torch.float64)
-            call.point(energy=energy, gradient=gradient)
+            call = _Call(self, batch, learning=False)
+            heads, atoms = call.heads, len(batch.atype)
+            energy = torch.zeros(heads, atoms, dtype=torch.float64)
+            force = torch.zeros(heads, atoms, 3, dtype=torch.float64)
+            virial = torch.zeros(heads, batch.nframes, 3, 3, dtype=torch.float64)
+            call.point(energy=energy, force=force, virial=virial)
+            scattered = None
+            if atom_virial:
+                scattered = torch.zeros(heads, atoms, 3, 3, dtype=torch.float64)
+                call.point(atom_virial=scattered)
             call.run(self._library.energies)
-            return [
-                (self._biased(k, energy[k], near, call.fitting_of), gradient[k])
-                for k in range(call.heads)
-            ]
+            found = []
+            for k in range(heads):
+                own = self._biased(k, energy[k], batch, call.fitting_of)
+                total = own.new_zeros(batch.nframes).index_add(0, batch.frame, own)
+                atomic = None if scattered is None else scattered[k]
+                found.append(Prediction(total, own, force[k], virial[k], atomic))
+            return found
 
-    def differentiate(self, near: Neighborhoods, weight: Tensor, direction: Tensor) -> None:
-        """Add the gradient of Σ weight E + Σ direction·dE/dd to the weights' `grad`.
+    def differentiate(self, batch: Batch, bar: Prediction) -> None:
+        """Add the gradient of a loss to the `grad` of the weights.
 
         Parameters
         ----------
-        near
-            The atoms.
-        weight, direction
-            (N,) and (N, M, 3) float64: derivatives of a loss with respect to the atomic
-            energies and to dE/dd.
+        batch
+            What was predicted.
+        bar
+            Derivatives of the loss with respect to the prediction's numbers.
         """
         with torch.enable_grad():
-            call = _Call(self, near, learning=True)
-        call.point(direction=direction.detach(), weight=weight.detach())
+            call = _Call(self, batch, learning=True)
+        call.point(
+            energy_bar=bar.atom_energy + bar.energy[batch.frame],
+            force_bar=bar.force, virial_bar=bar.virial,
+        )  # fmt: skip
         call.run(self._library.parameters)
         call.backward()
 
-    def _biased(self, k: int, energy: Tensor, near: Neighborhoods, fitting_of: Tensor) -> Tensor:
-        model, env = self._models[k], near.env
+    def _biased(self, k: int, energy: Tensor, batch: Batch, fitting_of: Tensor) -> Tensor:
+        model = self._models[k]
         table = torch.stack([fitting.bias_atom_e for fitting in model.fittings])
         which = fitting_of if len(table) > 1 else torch.zeros_like(fitting_of)
-        return model.biased(energy + table[which, env.atype], env, near.batch.atype)
+        return model.biased(energy + table[which, batch.atype.clamp(min=0)], batch.atype)
 
 
 class _Call:
     """One job: its C structure, and the tensors whose memory it points to."""
 
-    def __init__(self, engine: Engine, near: Neighborhoods, *, learning: bool) -> None:
+    def __init__(self, engine: Engine, batch: Batch, *, learning: bool) -> None:
         self.models, self.learning = engine._models, learning
         self.keep: list[Any] = []
         self.gradients: list[tuple[Tensor, Tensor]] = []
         model = self.models[0]
         self.job = JobArgs()
         self.heads = len(self.models)
-        self.fitting_of = self._fitting_of(near)
+        self.fitting_of = torch.zeros_like(batch.atype)
+        if batch.head is not None:  # which of a model's own fitting nets an atom passes
+            self.fitting_of = batch.head[batch.frame]
         fittings = [f for m in self.models for f in m.fittings]
-        self._set_sizes(near)
-        self._set_atoms(near)
+        self._set_sizes(batch)
+        self._set_atoms(batch)
         self._set_weights(arrays_of(model.descriptor, fittings))
-        self._set_first(near)
+        self._set_first(batch)
         descriptor = model.descriptor
         self.point(davg=descriptor.davg, dstd=descriptor.dstd, allowed=descriptor.allowed)
         if not descriptor.mixed_types:
@@ -151,17 +154,10 @@ class _Call:
         self.gradients.append((tensor, gradient))
         return gradient.data_ptr()
 
-    def _fitting_of(self, near: Neighborhoods) -> Tensor:
-        """Which of a model's own fitting nets an atom passes (training of heads)."""
-        head = near.batch.head
-        if head is None:
-            return torch.zeros_like(near.env.atype)
-        return head[near.batch.frame]
-
-    def _set_sizes(self, near: Neighborhoods) -> None:
+    def _set_sizes(self, batch: Batch) -> None:
         job, model = self.job, self.models[0]
         descriptor, config = model.descriptor, model.config.descriptor
-        job.natoms, job.slots = near.env.mask.shape
+        (job.natoms, job.slots), job.nframes = batch.mask.shape, batch.nframes
         job.ntypes, job.heads = len(model.type_map), self.heads
         job.threads, job.group_bytes = torch.get_num_threads(), _GROUP_BYTES
         job.rcut, job.rcut_smth = descriptor.radii
@@ -174,20 +170,20 @@ class _Call:
             for layer in list(descriptor.attention.layers)[:1]:  # type: ignore[union-attr,arg-type]
                 job.scale = layer.scale
 
-    def _set_atoms(self, near: Neighborhoods) -> None:
-        env, model = near.env, self.models[0]
+    def _set_atoms(self, batch: Batch) -> None:
+        model = self.models[0]
+        atype, pad_type = batch.centre_types()
         nets = len(model.fitting.nets)
-        own = self.fitting_of * nets + (env.atype if nets > 1 else 0)
+        own = self.fitting_of * nets + (atype if nets > 1 else 0)
         per_model = nets * len(model.fittings)
-        which = torch.stack([own + k * per_model for k in range(self.heads)])
-        # One fitting net after the other; in it atoms with similar numbers of neighbours.
-        order = torch.argsort(env.mask.sum(1), stable=True)
-        order = order[torch.argsort(own[order], stable=True)]
-        order = order[~model.silent_atoms(env, near.batch.atype)[order]]
+        order = torch.nonzero(~model.silent_atoms(batch.atype)).squeeze(1)
+        order = order[torch.argsort(own[order], stable=True)]  # one fitting net after the other
         self.job.active = len(order)
         self.point(
-            order=order, which=which, atype=env.atype, pad_type=env.pad_type,
-            neighbor_type=env.neighbor_type, mask=env.mask, vectors=near.vectors,
+            order=order, atype=atype, pad_type=pad_type, frame=batch.frame, index=batch.index,
+            mask=batch.mask, interacts=model.pair_allowed,
+            coord=batch.coord, box=batch.box, shift=batch.shift,
+            which=torch.stack([own + k * per_model for k in range(self.heads)]),
         )  # fmt: skip
 
     def _set_weights(self, arrays: Arrays) -> None:
@@ -236,20 +232,28 @@ class _Call:
         self.keep.append(made)
         return made
 
-    def _set_first(self, near: Neighborhoods) -> None:
-        """Give what the first layers of the fitting nets add, (H, N, width)."""
-        batch, env = near.batch, near.env
-        _, fparam, aparam, _ = self.models[0].inputs_of(batch, torch.arange(len(env.atype)))
-        rows = []
-        for model in self.models:
-            parts = [
-                first_of(model.descriptor, fitting, env, fparam, aparam)
-                for fitting in model.fittings
+    def _set_first(self, batch: Batch) -> None:
+        """Give what the first layers of the fitting nets add: rows, and which an atom takes.
+
+        A row for each net and type, where that is all it depends on. In learning every atom
+        has its own, so that threads do not add up gradients in one.
+        """
+        model = self.models[0]
+        atype, ntypes = batch.atype.clamp(min=0), len(model.type_map)
+        _, fparam, aparam, _ = model.inputs_of(batch, torch.arange(len(atype)))
+        own = self.learning or fparam is not None or aparam is not None
+        types = atype if own else torch.arange(ntypes)
+        rows = torch.stack(
+            [
+                first_of(m.descriptor, fitting, types, fparam, aparam)
+                for m in self.models
+                for fitting in m.fittings
             ]
-            row = parts[0]
-            for k, part in enumerate(parts[1:], start=1):
-                row = torch.where((self.fitting_of == k)[:, None], part, row)
-            rows.append(row)
-        first = torch.stack(rows)
-        self.point(first=first)
-        self.job.g_first = self._gradient(first)
+        )
+        row = torch.arange(len(types)) if own else atype
+        each = len(model.fittings)
+        row = torch.stack(
+            [(k * each + self.fitting_of) * len(types) + row for k in range(self.heads)]
+        )
+        self.point(first=rows, first_row=row)
+        self.job.g_first = self._gradient(rows)

@@ -40,11 +40,21 @@ class JobArgs(ctypes.Structure):
     _fields_ = (
         *(
             (name, c_int64)
-            for name in ("natoms", "slots", "ntypes", "heads", "active", "threads", "group_bytes")
+            for name in (
+                "natoms",
+                "nframes",
+                "slots",
+                "ntypes",
+                "heads",
+                "active",
+                "threads",
+                "group_bytes",
+            )
         ),
         ("frozen", c_int64),
-        *((name, c_void_p) for name in ("order", "atype", "pad_type", "neighbor_type", "mask")),
-        *((name, c_void_p) for name in ("vectors", "direction", "weight")),
+        *((name, c_void_p) for name in ("order", "atype", "pad_type", "frame", "index")),
+        *((name, c_void_p) for name in ("mask", "interacts", "coord", "box", "shift")),
+        *((name, c_void_p) for name in ("energy_bar", "force_bar", "virial_bar")),
         *((name, c_double) for name in ("rcut", "rcut_smth", "protection")),
         *((name, c_int64) for name in ("nnei", "width", "axis")),
         *((name, c_void_p) for name in ("davg", "dstd", "allowed", "sel")),
@@ -63,10 +73,9 @@ class JobArgs(ctypes.Structure):
         *((name, c_double) for name in ("scale", "epsilon")),
         ("attention", POINTER(AttentionArgs)),
         ("fitting_nets", c_int64),
-        ("which", c_void_p),
+        *((name, c_void_p) for name in ("which", "first_row")),
         ("fitting", POINTER(NetArgs)),
         ("first", c_void_p),
         ("g_first", c_void_p),
-        ("energy", c_void_p),
-        ("gradient", c_void_p),
+        *((name, c_void_p) for name in ("energy", "force", "virial", "atom_virial")),
     )

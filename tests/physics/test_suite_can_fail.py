@@ -91,13 +91,15 @@ def test_detached_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("suite", [Proper, ProperSE])
 def test_wrong_images(suite: type[PhysicsSuite], monkeypatch: pytest.MonkeyPatch) -> None:
     """Periodic images on the wrong side; a transposed cell."""
-    right = dpa_core.derivatives.neighbor_vectors
-    for wrong in (
-        lambda b: right(b._replace(shift=-b.shift)),
-        lambda b: right(b._replace(box=b.box.mT)),
-    ):
+    vectors, by_kernels = dpa_core.derivatives.neighbor_vectors, Engine.predict
+    for wrong in (lambda b: b._replace(shift=-b.shift), lambda b: b._replace(box=b.box.mT)):
         for module in (dpa_core.derivatives, dpa_core.model):
-            monkeypatch.setattr(module, "neighbor_vectors", wrong)
+            monkeypatch.setattr(
+                module, "neighbor_vectors", lambda b, wrong=wrong: vectors(wrong(b))
+            )
+        monkeypatch.setattr(
+            Engine, "predict", lambda e, b, wrong=wrong, **more: by_kernels(e, wrong(b), **more)
+        )
         with pytest.raises(AssertionError):
             suite().test_wrapping()
 
@@ -125,7 +127,9 @@ def test_kernels_with_a_wrong_direction(sign: float, monkeypatch: pytest.MonkeyP
     """The second derivatives of the kernels: lost, or twice as large."""
     right = Engine.differentiate
     monkeypatch.setattr(
-        Engine, "differentiate", lambda self, near, a, b: right(self, near, a, sign * b)
+        Engine,
+        "differentiate",
+        lambda self, batch, bar: right(self, batch, bar._replace(force=sign * bar.force)),
     )
     if find((Proper().make_model(),)) is None:
         pytest.skip("no C++ compiler")

@@ -63,13 +63,40 @@ void add_empty_row(const Shape<F>& shape, Atom<F>& atom, int type, double count)
   atom.embedding.ds[i] = 0;
 }
 
-// One neighbour's row from its vector d (and, on dual numbers, the direction).
+// A neighbour that counts, and its vector from the centre.
+struct Neighbor {
+  int net, slot;
+  int64_t type;
+  double d[3];
+};
+
+// r_j + shift·box - r_i.
+inline void neighbor_vector(const JobArgs& job, int64_t id, int64_t at, double* d) {
+  const double *from = job.coord + 3 * id, *to = job.coord + 3 * job.index[at];
+  const double *shift = job.shift + 3 * at, *box = job.box + 9 * job.frame[id];
+  for (int a = 0; a < 3; ++a)
+    d[a] = to[a] + (shift[0] * box[a] + shift[1] * box[3 + a] + shift[2] * box[6 + a]) - from[a];
+}
+
+// The derivative of a loss with respect to dE/dd, from those with respect to forces and virials:
+// F_i = Σ_j g_ij - Σ_k g_ki and W = -Σ_ij g_ij ⊗ d_ij with g_ij = dE/dd_ij.
+inline void direction_of(const JobArgs& job, int64_t id, int64_t at, const double* d, double* direction) {
+  const double *here = job.force_bar + 3 * id, *there = job.force_bar + 3 * job.index[at];
+  const double* virial = job.virial_bar + 9 * job.frame[id];
+  for (int a = 0; a < 3; ++a, virial += 3)
+    direction[a] = here[a] - there[a] - (virial[0] * d[0] + virial[1] * d[1] + virial[2] * d[2]);
+}
+
+// One neighbour's row; on dual numbers with its derivative along the loss's direction.
 template <class F, bool D>
-void add_neighbor(const Shape<F>& shape, Atom<F>& atom, int i, int slot, int64_t type) {
+void add_neighbor(const Shape<F>& shape, Atom<F>& atom, int i, const Neighbor& neighbor) {
   const JobArgs& job = shape.job;
-  const int64_t centre = job.atype[atom.id], at = (atom.id * job.slots + slot) * 3;
+  const int64_t centre = job.atype[atom.id];
+  double direction[3] = {};
+  if constexpr (D)
+    direction_of(job, atom.id, atom.id * job.slots + neighbor.slot, neighbor.d, direction);
   Number d[3];
-  for (int a = 0; a < 3; ++a) d[a] = {job.vectors[at + a], D ? job.direction[at + a] : 0.0};
+  for (int a = 0; a < 3; ++a) d[a] = {neighbor.d[a], direction[a]};
   PairGeometry pair;
   const Number r = root(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
   const Number w = switch_of(r, job, pair.slope);
@@ -98,11 +125,10 @@ void add_neighbor(const Shape<F>& shape, Atom<F>& atom, int i, int slot, int64_t
   atom.present[i] = 1;
   pair.r = r.v, pair.inverse = inverse.v, pair.sw = w.v;
   atom.pair.push_back(pair);
-  const int64_t types = centre * job.ntypes + type;
-  atom.slot.push_back(slot);
-  atom.row.push_back(int(job.row_of[types]));
-  const int net = int(job.net_of[types]);
-  if (atom.blocks.empty() || atom.blocks.back().net != net) atom.blocks.push_back({i, 0, net});
+  atom.slot.push_back(neighbor.slot);
+  atom.row.push_back(int(job.row_of[centre * job.ntypes + neighbor.type]));
+  if (atom.blocks.empty() || atom.blocks.back().net != neighbor.net)
+    atom.blocks.push_back({i, 0, neighbor.net});
   ++atom.blocks.back().count;
 }
 
@@ -124,22 +150,27 @@ template <class F, bool D> void take_atom(const Shape<F>& shape, Arena& arena, i
   atom.x = take<F, D>(arena, 4, int(job.width));
 }
 
-// Neighbours that count, ordered by net: (net, slot).
+// Neighbours that count, ordered by net; `occupied`: slots that are not empty, by type.
 template <class F>
-std::vector<std::pair<int, int>> visible(const Shape<F>& shape, int64_t id, double* occupied) {
+std::vector<Neighbor> visible(const Shape<F>& shape, int64_t id, double* occupied) {
   const JobArgs& job = shape.job;
   const int64_t centre = job.atype[id];
-  std::vector<std::pair<int, int>> found;
+  std::vector<Neighbor> found;
+  found.reserve(job.slots);
   for (int slot = 0; slot < job.slots; ++slot) {
-    const int64_t at = id * job.slots + slot, type = job.neighbor_type[at];
-    const double* d = job.vectors + 3 * at;
-    if (!job.mask[at] || d[0] * d[0] + d[1] * d[1] + d[2] * d[2] >= job.rcut * job.rcut) continue;
+    const int64_t at = id * job.slots + slot;
+    if (!job.mask[at]) continue;
+    const int64_t type = job.atype[job.index[at]], pair = centre * job.ntypes + type;
+    if (!job.interacts[pair]) continue;
+    Neighbor neighbor{int(job.net_of[pair]), slot, type, {}};
+    double* d = neighbor.d;
+    neighbor_vector(job, id, at, d);
+    if (d[0] * d[0] + d[1] * d[1] + d[2] * d[2] >= job.rcut * job.rcut) continue;
     occupied[type] += 1;
-    const int64_t pair = centre * job.ntypes + type;
-    if (job.allowed[pair]) found.push_back({int(job.net_of[pair]), slot});
+    if (job.allowed[pair]) found.push_back(neighbor);
   }
   if (job.nets > 1)
-    std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.first < b.first; });
+    std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.net < b.net; });
   return found;
 }
 
@@ -157,10 +188,7 @@ void describe(const Shape<F>& shape, const Model<F>& model, Arena& arena, int64_
   clear<F, D>(atom.sigma, 1);
   clear<F, D>(atom.direction, 3);
   std::memset(atom.present, 0, atom.sigma.ld * sizeof(F));
-  for (int i = 0; i < rows; ++i) {
-    const int slot = neighbors[i].second;
-    add_neighbor<F, D>(shape, atom, i, slot, job.neighbor_type[id * job.slots + slot]);
-  }
+  for (int i = 0; i < rows; ++i) add_neighbor<F, D>(shape, atom, i, neighbors[i]);
   double total = 0;
   for (double n : occupied) total += n;
   if (shape.padded_rows && job.sel) {
@@ -233,7 +261,7 @@ void vector_gradient(const JobArgs& job, const PairGeometry& p, const double* de
     gradient[a] = angular * rows[a] + sigma * (h_bar[a] - along[a] * dot) / p.r + r_bar * along[a];
 }
 
-// dE/dd of all neighbours of an atom, from the adjoint of its X. Plain numbers.
+// dE/dd (slots, 3) of all neighbours of an atom, from the adjoint of its X. Plain numbers.
 template <class F>
 void differentiate(const Shape<F>& shape, const Model<F>& model, Arena& arena, const Atom<F>& atom,
                    Dual<F> x_bar, double* gradient) {
@@ -254,6 +282,7 @@ void differentiate(const Shape<F>& shape, const Model<F>& model, Arena& arena, c
     attention_backward<F, false>(shape.attention, model.attention[k], {}, gating, arena, atom.g[k],
                                  atom.attention[k], g_bar);
   const Dual<F> g = atom.g.back(), n = atom.embedding.n, slope = atom.embedding.g;
+  std::memset(gradient, 0, job.slots * 3 * sizeof(double));
   for (int i = 0; i < rows; ++i) {
     Vec<F> sums[4] = {}, s_sum{}, sw_sum{};
     const F* factor = job.factor ? model.factor.data + atom.row[i] * model.factor.ld : nullptr;

@@ -1,7 +1,7 @@
 // What Python hands over: one job = one call. Mirrored by dpa_core/kernels/job.py, field by field.
 //
 // Numbers of the networks (`void*`) are float or double; everything is contiguous. Sizes:
-// N atoms, M slots, T types, C width of the embedding, H heads.
+// N atoms of F frames, M slots, T types, C width of the embedding, H heads.
 #pragma once
 #include <cstdint>
 
@@ -25,12 +25,16 @@ struct AttentionArgs {
 };
 
 struct JobArgs {
-  int64_t natoms, slots, ntypes, heads, active, threads, group_bytes;
+  int64_t natoms, nframes, slots, ntypes, heads, active, threads, group_bytes;
   int64_t frozen; // no gradients of the descriptor's weights are wanted
-  // Neighbourhoods. `order` names the atoms to work on; neighbours of one fitting net together.
-  const int64_t *order, *atype, *pad_type, *neighbor_type; // (active), (N), (N), (N, M)
-  const uint8_t* mask;                                     // (N, M)
-  const double *vectors, *direction, *weight;              // (N, M, 3), (N, M, 3), (N)
+  // Neighbourhoods (dpa_core/frames.py). `order` names the atoms to work on, those of one fitting
+  // net together.
+  const int64_t *order, *atype, *pad_type, *frame; // (active), (N), (N), (N)
+  const int64_t* index;                            // (N, M)
+  const uint8_t *mask, *interacts;                 // (N, M), (T, T): pairs that are not excluded
+  const double *coord, *box, *shift;               // (N, 3), (F, 3, 3), (N, M, 3)
+  // Derivatives of a loss with respect to atomic energies, forces and virials.
+  const double *energy_bar, *force_bar, *virial_bar; // (N), (N, 3), (F, 3, 3)
   // Descriptor.
   double rcut, rcut_smth, protection;
   int64_t nnei, width, axis;
@@ -56,18 +60,19 @@ struct JobArgs {
   int64_t attention_layers, hidden, smooth, gated;
   double scale, epsilon;
   const AttentionArgs* attention;
-  // Fitting: which[h, atom] is a net; `first` is what its first layer adds, (H, N, F1).
+  // Fitting: which[h, atom] is a net; its first layer adds first[first_row[h, atom]], (rows, F1).
   int64_t fitting_nets;
-  const int64_t* which;
+  const int64_t *which, *first_row;
   const NetArgs* fitting;
   const void* first;
   void* g_first;
-  // Results.
-  double *energy, *gradient;         // (H, N), (H, N, M, 3)
+  // Results, added to zeros; the last one may be null.
+  double *energy, *force, *virial, *atom_virial; // (H, N), (H, N, 3), (H, F, 3, 3), (H, N, 3, 3)
 };
 
-// Energies, and their gradients with respect to the vectors; 0, or -1 without memory.
+// Energies, forces and virials; 0, or -1 without memory.
 int energies(const JobArgs*);
-// Gradients of  Σ weight E + Σ direction·dE/dvectors  with respect to all that has a `g_`.
+// Gradients of  Σ energy_bar E + Σ force_bar·F + Σ virial_bar:W  with respect to all that has a
+// `g_`; in each row of `first` one atom only.
 int parameters(const JobArgs*);
 }

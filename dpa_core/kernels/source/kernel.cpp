@@ -1,12 +1,11 @@
-// Energies, their gradients, and gradients of a loss of both: threads over groups of atoms.
+// Energies, forces and virials, and gradients of a loss of them: threads over groups of atoms.
 //
 // A group is as many atoms as fit the scratch memory of a thread; its atoms pass the fitting net
 // together. Nothing outlives a group, so memory does not grow with the number of atoms.
 #include <atomic>
 #include <exception>
-#include <thread>
 
-#include "atom.hpp"
+#include "assemble.hpp"
 
 namespace {
 
@@ -59,7 +58,8 @@ FittingSaved<F> take_fitting(const JobArgs& job, Arena& arena, int atoms) {
 }
 
 template <class F> const F* first_of(const JobArgs& job, int head, int64_t atom) {
-  return static_cast<const F*>(job.first) + (head * job.natoms + atom) * job.fitting[0].layer[0].out;
+  const int64_t row = job.first_row[head * job.natoms + atom];
+  return static_cast<const F*>(job.first) + row * job.fitting[0].layer[0].out;
 }
 
 // Energies of a group, and the adjoint of its descriptors (into `d_bar`).
@@ -81,8 +81,8 @@ void fit(const JobArgs& job, const std::vector<Layer<F>>& net, std::vector<Layer
   const Layer<F>& last = net[hidden];
   const Dual<F> h = saved.x.back();
   Dual<F> bar = take<F, D>(arena, count, last.in);
-  for (int i = 0; i < count; ++i) { // energy = h·w + b, with adjoint 1, whose derivative is `weight`
-    const F a = D ? F(job.weight[atoms[i].id]) : F(0);
+  for (int i = 0; i < count; ++i) { // energy = h·w + b, with adjoint 1, whose derivative is `energy_bar`
+    const F a = D ? F(job.energy_bar[atoms[i].id]) : F(0);
     F energy = last.bias ? last.bias[0] : F(0);
     for (int c = 0; c < last.in; ++c) energy += h.v[i * h.ld + c] * last.weight.data[c * last.weight.ld];
     if constexpr (!D) job.energy[head * job.natoms + atoms[i].id] = double(energy);
@@ -108,7 +108,7 @@ void fit(const JobArgs& job, const std::vector<Layer<F>>& net, std::vector<Layer
   backward_activation<F, D>(net[0], D ? (*gradient)[0] : net[0], count, saved.y[0], bar, u_bar,
                             [&](int i, const F* row) {
                               if (!g_first) return;
-                              F* target = g_first + (head * job.natoms + atoms[i].id) * first;
+                              F* target = g_first + job.first_row[head * job.natoms + atoms[i].id] * first;
                               for (int c = 0; c < first; ++c) target[c] += row[c];
                             });
   if constexpr (D) accumulate(net[0].in, first, count, saved.d, u_bar, (*gradient)[0].weight);
@@ -116,10 +116,10 @@ void fit(const JobArgs& job, const std::vector<Layer<F>>& net, std::vector<Layer
   arena.release(mark);
 }
 
-// All of one group. With D the gradients of the weights, else energies and their gradients.
+// All of one group. With D the gradients of the weights, else energies and dE/dd.
 template <class F, bool D>
-void run_group(const Shape<F>& shape, const Model<F>& model, Model<F>* gradient, Arena& arena,
-               Group group, std::vector<Atom<F>>& atoms) {
+void run_group(const Shape<F>& shape, const Model<F>& model, Model<F>* gradient,
+               const PairGradients* pairs, Arena& arena, Group group, std::vector<Atom<F>>& atoms) {
   const JobArgs& job = shape.job;
   const size_t start = arena.used();
   const int count = int(group.count);
@@ -143,8 +143,8 @@ void run_group(const Shape<F>& shape, const Model<F>& model, Model<F>* gradient,
       if constexpr (D) {
         differentiate_weights(shape, model, *gradient, arena, atoms[i], x_bar);
       } else {
-        double* to = job.gradient + (head * job.natoms + atoms[i].id) * job.slots * 3;
-        differentiate(shape, model, arena, atoms[i], x_bar, to);
+        differentiate(shape, model, arena, atoms[i], x_bar, pairs->of(head, atoms[i].id));
+        pairs->sum(head, atoms[i]);
       }
       arena.release(mark);
     }
@@ -197,6 +197,7 @@ template <class F, bool D> int run(const JobArgs& job) {
   const size_t scratch = one * size_t(size) + shared_bytes<F, D>(shape, int(size));
   const int threads = int(std::max<int64_t>(1, std::min<int64_t>(job.threads, int64_t(groups.size()))));
   std::vector<std::unique_ptr<Storage<F>>> gradients(threads);
+  const std::unique_ptr<PairGradients> pairs(D ? nullptr : new PairGradients(job));
   std::atomic<int> failures{0};
   std::atomic<size_t> next{0};
   auto work = [&](int thread) {
@@ -206,10 +207,10 @@ template <class F, bool D> int run(const JobArgs& job) {
       if constexpr (D) { // fixed shares, so that sums come in the same order every time
         gradients[thread] = std::make_unique<Storage<F>>(job, false);
         for (size_t k = thread; k < groups.size(); k += threads)
-          run_group<F, true>(shape, weights.model, &gradients[thread]->model, arena, groups[k], atoms);
+          run_group<F, true>(shape, weights.model, &gradients[thread]->model, nullptr, arena, groups[k], atoms);
       } else {
         for (size_t k = next++; k < groups.size(); k = next++)
-          run_group<F, false>(shape, weights.model, nullptr, arena, groups[k], atoms);
+          run_group<F, false>(shape, weights.model, nullptr, pairs.get(), arena, groups[k], atoms);
       }
     } catch (const std::exception&) {
       ++failures;
@@ -222,6 +223,7 @@ template <class F, bool D> int run(const JobArgs& job) {
   if (failures) return -1;
   if constexpr (D)
     for (auto& gradient : gradients) gradient->add_to(job);
+  else pairs->finish();
   return 0;
 }
 
