@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dpa_core import kernels
 from dpa_core.batch import make_batch
 from dpa_core.committee import Committee, Deviation, deviation
 from dpa_core.derivatives import predict
 from dpa_core.errors import ConfigError, NumericalError
-from dpa_core.frames import Frame
+from dpa_core.frames import Batch, Frame, Prediction
 from dpa_core.interchange.files import load_model
 from dpa_core.model import Potential
-from dpa_core.neighbors import Neighbors, Pairs, search_pairs, table_of_pairs
+from dpa_core.neighbors import Neighbors, NeighborSpec, Pairs, search_pairs, table_of_pairs
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +33,19 @@ Periodicity = tuple[bool, bool, bool]
 class _Candidates(NamedTuple):
     """Pairs closer than rcut + skin, and the structure they were searched in."""
 
-    coord: NDArray[np.float64]
-    atype: NDArray[np.int64]
-    box: NDArray[np.float64] | None
+    frame: Frame
     pbc: Periodicity
     pairs: Pairs
+
+    def serve(self, frame: Frame, pbc: Periodicity, skin: float) -> bool:
+        """Whether all pairs within rcut of a structure are among them."""
+        old = self.frame
+        if self.pbc != pbc or not np.array_equal(old.atype, frame.atype):
+            return False
+        if old.box is not None and frame.box is not None and (old.box != frame.box).any():
+            return False
+        moved = np.square(frame.coord - old.coord).sum(axis=1).max()
+        return bool(moved <= (0.5 * skin) ** 2)
 
 
 class DPACalculator(Calculator):
@@ -91,6 +101,8 @@ class DPACalculator(Calculator):
         self.searches = 0
         self._types = {name: t for t, name in enumerate(self.model.type_map)}
         self._candidates: _Candidates | None = None
+        self._batch: Batch | None = None  # all candidates, for kernels
+        self._crowded = False  # `sel` has no room for all neighbours, since the last search
         self._warned = False
 
     def calculate(
@@ -113,8 +125,7 @@ class DPACalculator(Calculator):
         if structure is None or len(structure) == 0:
             raise ConfigError("DPACalculator needs a structure with at least one atom")
         frame, pbc = self._frame(structure)
-        batch = make_batch([frame], self.model.spec, [self._table(frame, pbc)])
-        found = predict(self.model, batch.to(self.model.out_bias.device))
+        found = self._predicted(frame, pbc)
         energy = float(found.energy[0])
         forces = found.force.detach().cpu().numpy()
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
@@ -155,16 +166,35 @@ class DPACalculator(Calculator):
             box = np.array(atoms.cell.complete())
         return Frame(np.array(atoms.positions), atype, box, fparam=self.fparam), pbc
 
+    def _predicted(self, frame: Frame, pbc: Periodicity) -> Prediction:
+        """Energy, force and virial; kernels look at the distances of the candidates themselves."""
+        candidates = self._near(frame, pbc)
+        engine = kernels.find((self.model,))
+        if engine is not None and not self._crowded:
+            if self._batch is None:
+                table = table_of_pairs(candidates.pairs, frame, NeighborSpec(self.model.spec.rcut))
+                self._batch = make_batch([frame], self.model.spec, [table])
+            coord = torch.from_numpy(frame.coord)
+            found = engine.predict_uncut(self._batch._replace(coord=coord))
+            if found is not None:
+                return found
+            self._crowded = True
+        batch = make_batch([frame], self.model.spec, [self._table(frame, pbc)])
+        return predict(self.model, batch.to(self.model.out_bias.device))
+
+    def _near(self, frame: Frame, pbc: Periodicity) -> _Candidates:
+        candidates = self._candidates
+        if candidates is None or not candidates.serve(frame, pbc, self.skin):
+            spec = self.model.spec
+            pairs = search_pairs(frame, spec, spec.rcut + self.skin, pbc)
+            candidates = self._candidates = _Candidates(frame, pbc, pairs)
+            self._batch, self._crowded = None, False
+            self.searches += 1
+        return candidates
+
     def _table(self, frame: Frame, pbc: Periodicity) -> Neighbors:
         """Neighbours within rcut, picked from the candidates; `sel` truncates as always."""
-        spec = self.model.spec
-        candidates = self._candidates
-        if candidates is None or not self._valid(candidates, frame, pbc):
-            pairs = search_pairs(frame, spec, spec.rcut + self.skin, pbc)
-            candidates = _Candidates(frame.coord, frame.atype, frame.box, pbc, pairs)
-            self._candidates = candidates
-            self.searches += 1
-        pairs = candidates.pairs
+        spec, pairs = self.model.spec, self._near(frame, pbc).pairs
         near = pairs.distances(frame.coord, frame.box) <= spec.rcut
         # The candidates are sorted already, so what is near fills the table as it comes.
         table = table_of_pairs(pairs.select(near), frame, spec)
@@ -172,14 +202,6 @@ class DPACalculator(Calculator):
             self._warned = True
             log.warning(table.overflow(spec))
         return table
-
-    def _valid(self, old: _Candidates, frame: Frame, pbc: Periodicity) -> bool:
-        if old.pbc != pbc or not np.array_equal(old.atype, frame.atype):
-            return False
-        if old.box is not None and frame.box is not None and (old.box != frame.box).any():
-            return False
-        moved = np.square(frame.coord - old.coord).sum(axis=1).max()
-        return bool(moved <= (0.5 * self.skin) ** 2)
 
 
 class CommitteeCalculator(DPACalculator):

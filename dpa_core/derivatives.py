@@ -124,7 +124,7 @@ def loss_gradient(
     else:
         _differentiate_by_torch(model, batch, bar)
     for leaf in leaves:
-        leaf.requires_grad_(False)
+        leaf.requires_grad_(requires_grad=False)
     return prediction, other
 
 

@@ -54,13 +54,29 @@ class Engine:
 
     def predict(self, batch: Batch, *, atom_virial: bool = False) -> list[Prediction]:
         """Energies, forces and virials of every model; see `derivatives.predict`."""
+        return self._predict(batch, atom_virial=atom_virial)[0]
+
+    def predict_uncut(self, batch: Batch) -> Prediction | None:
+        """Energies, forces and virials from tables that may hold pairs beyond rcut.
+
+        Returns
+        -------
+        Prediction or None
+            Of the first model; None if `sel` has no room for all neighbours of an atom, so that
+            some would have to be left out.
+        """
+        found, crowded = self._predict(batch, atom_virial=False)
+        return None if crowded else found[0]
+
+    def _predict(self, batch: Batch, *, atom_virial: bool) -> tuple[list[Prediction], bool]:
         with torch.no_grad():
             call = _Call(self, batch, learning=False)
             heads, atoms = call.heads, len(batch.atype)
             energy = torch.zeros(heads, atoms, dtype=torch.float64)
             force = torch.zeros(heads, atoms, 3, dtype=torch.float64)
             virial = torch.zeros(heads, batch.nframes, 3, 3, dtype=torch.float64)
-            call.point(energy=energy, force=force, virial=virial)
+            crowded = torch.zeros(1, dtype=torch.int32)
+            call.point(energy=energy, force=force, virial=virial, crowded=crowded)
             scattered = None
             if atom_virial:
                 scattered = torch.zeros(heads, atoms, 3, 3, dtype=torch.float64)
@@ -72,7 +88,7 @@ class Engine:
                 total = own.new_zeros(batch.nframes).index_add(0, batch.frame, own)
                 atomic = None if scattered is None else scattered[k]
                 found.append(Prediction(total, own, force[k], virial[k], atomic))
-            return found
+            return found, bool(crowded)
 
     def differentiate(self, batch: Batch, bar: Prediction) -> None:
         """Add the gradient of a loss to the `grad` of the weights.

@@ -77,5 +77,5 @@ class JobArgs(ctypes.Structure):
         ("fitting", POINTER(NetArgs)),
         ("first", c_void_p),
         ("g_first", c_void_p),
-        *((name, c_void_p) for name in ("energy", "force", "virial", "atom_virial")),
+        *((name, c_void_p) for name in ("energy", "force", "virial", "atom_virial", "crowded")),
     )

@@ -16,8 +16,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa_core.calculator import DPACalculator
 from dpa_core.errors import ConfigError, DataError, ModelFileError, NumericalError
+from dpa_core.frames import Frame
 from dpa_core.interchange.files import save_model
-from dpa_core.neighbors import neighbor_pairs
+from dpa_core.neighbors import neighbor_pairs, neighbor_table
 from tests.tools.conftest import frame
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -116,19 +117,36 @@ def walk(atoms, rng, steps, length=0.08):
         yield
 
 
-@pytest.mark.parametrize("sel", [60, 12])
-def test_reused_neighbours_change_nothing(make_model, rng, sel):
-    """Against a calculator that searches at every step, `sel` binding or not."""
-    model = make_model({"sel": sel, "smooth_type_embedding": False})
+@pytest.mark.parametrize("path", ["kernels", "torch"], indirect=True)
+@pytest.mark.parametrize(
+    ("descriptor", "excluded", "full"),
+    [
+        ({"sel": 60}, [], {False}),
+        ({"sel": 15}, [], {False, True}),
+        ({"sel": 12}, [], {True}),
+        ({"sel": 15, "set_davg_zero": False}, [[0, 2]], {False, True}),
+        ({"type": "se_e2_a", "sel": [30, 1, 50]}, [], {False}),
+        ({"type": "se_e2_a", "sel": [6, 1, 11]}, [[0, 2]], {False, True}),
+    ],
+    ids=["roomy", "full-at-times", "full", "excluded", "se-roomy", "se-full-at-times"],
+)
+def test_reused_neighbours_change_nothing(make_model, rng, path, descriptor, excluded, full):
+    """Against tables that are made anew at every step, `sel` binding or not."""
+    if descriptor.get("type") != "se_e2_a":
+        descriptor = {"smooth_type_embedding": False, **descriptor}
+    model = make_model(descriptor, pair_exclude_types=excluded)
     atoms = bulk("Cu", cubic=True) * 2
     atoms.symbols[::3] = "O"
-    calc, fresh = DPACalculator(model, skin=1.0), DPACalculator(model, skin=0.0)
+    calc, seen = DPACalculator(model, skin=1.0), set()
     for _ in walk(atoms, rng, 12):
         calc.calculate(atoms)
-        fresh.calculate(atoms)
-        assert calc.results["energy"] == pytest.approx(fresh.results["energy"], rel=1e-13)
-        assert calc.results["forces"] == pytest.approx(fresh.results["forces"], abs=1e-12)
-    assert fresh.searches == 12
+        atype = np.array([("O", "H", "Cu").index(s) for s in atoms.symbols])
+        frame = Frame(atoms.positions, atype, np.array(atoms.cell))
+        seen.add(neighbor_table(frame, model.spec).dropped > 0)
+        fresh = model.evaluate(frame.coord[None], frame.box[None], atype)
+        assert calc.results["energy"] == pytest.approx(fresh.energy[0], rel=1e-13)
+        assert calc.results["forces"] == pytest.approx(fresh.force[0], abs=1e-12)
+    assert seen == full
     assert 1 < calc.searches < 9
 
 

@@ -186,6 +186,29 @@ def test_the_same_bits_every_time(threads: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(kept[0], again, strict=True))
 
 
+def test_packed_weights_follow_the_model() -> None:
+    """Weights are kept packed between calls; a number changed behind torch's back is seen."""
+    models = [small(), small({"neuron": [6, 6], "resnet_dt": False}), small(attn=8), small()]
+    models[3].load_state_dict(models[0].state_dict())
+    batch = batch_of(models[0], 3)
+
+    def forces() -> list[torch.Tensor]:
+        return [predict(model, batch).force for model in models]
+
+    before = forces()
+    assert torch.equal(before[0], before[3])
+    assert not torch.equal(before[0], before[1])
+    for name, parameter in models[0].named_parameters():
+        flat = parameter.data.view(-1).numpy()
+        kept, flat[-1] = flat[-1], flat[-1] + 0.3
+        after = forces()
+        moved = not torch.equal(after[0], before[0])
+        assert moved or name.endswith(f"{len(models[0].fitting.nets[0].layers) - 1}.bias"), name
+        assert all(torch.equal(a, b) for a, b in zip(after[1:], before[1:], strict=True))
+        flat[-1] = kept
+        assert torch.equal(forces()[0], before[0])
+
+
 def test_frozen_weights_get_no_gradient() -> None:
     model = small()
     for name, parameter in model.named_parameters():

@@ -150,6 +150,16 @@ template <class F, bool D> void take_atom(const Shape<F>& shape, Arena& arena, i
   atom.x = take<F, D>(arena, 4, int(job.width));
 }
 
+// Whether `sel` has too little room for neighbours of these types.
+inline bool is_crowded(const JobArgs& job, const std::vector<int64_t>& near) {
+  int64_t total = 0;
+  for (int t = 0; t < job.ntypes; ++t) {
+    total += near[t];
+    if (job.sel && near[t] > job.sel[t]) return true;
+  }
+  return total > job.nnei;
+}
+
 // Neighbours that count, ordered by net; `occupied`: slots that are not empty, by type.
 template <class F>
 std::vector<Neighbor> visible(const Shape<F>& shape, int64_t id, double* occupied) {
@@ -157,20 +167,23 @@ std::vector<Neighbor> visible(const Shape<F>& shape, int64_t id, double* occupie
   const int64_t centre = job.atype[id];
   std::vector<Neighbor> found;
   found.reserve(job.slots);
+  std::vector<int64_t> near(job.ntypes, 0);
   for (int slot = 0; slot < job.slots; ++slot) {
     const int64_t at = id * job.slots + slot;
     if (!job.mask[at]) continue;
     const int64_t type = job.atype[job.index[at]], pair = centre * job.ntypes + type;
-    if (!job.interacts[pair]) continue;
     Neighbor neighbor{int(job.net_of[pair]), slot, type, {}};
     double* d = neighbor.d;
     neighbor_vector(job, id, at, d);
     if (d[0] * d[0] + d[1] * d[1] + d[2] * d[2] >= job.rcut * job.rcut) continue;
+    ++near[type];
+    if (!job.interacts[pair]) continue;
     occupied[type] += 1;
     if (job.allowed[pair]) found.push_back(neighbor);
   }
   if (job.nets > 1)
     std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.net < b.net; });
+  if (job.crowded && is_crowded(job, near)) __atomic_store_n(job.crowded, 1, __ATOMIC_RELAXED);
   return found;
 }
 

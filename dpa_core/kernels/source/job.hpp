@@ -68,6 +68,7 @@ struct JobArgs {
   void* g_first;
   // Results, added to zeros; the last one may be null.
   double *energy, *force, *virial, *atom_virial; // (H, N), (H, N, 3), (H, F, 3, 3), (H, N, 3, 3)
+  int32_t* crowded; // set to 1 if an atom has more neighbours within rcut than `sel` has room for
 };
 
 // Energies, forces and virials; 0, or -1 without memory.

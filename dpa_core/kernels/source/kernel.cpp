@@ -188,7 +188,7 @@ template <class F, bool D> int run(const JobArgs& job) {
   F* columns = ones->template take<F>(stride<F>(int(job.width)));
   for (int c = 0; c < stride<F>(int(job.width)); ++c) columns[c] = c < job.width ? F(1) : F(0);
   const Shape<F> shape = shape_of<F>(job, columns);
-  const Storage<F> weights(job, true);
+  const std::shared_ptr<const Storage<F>> weights = packed_weights<F>(job);
   const size_t one = atom_bytes<F, D>(shape);
   int64_t size = int64_t(job.group_bytes / one) / TILE_ROWS * TILE_ROWS;
   const int64_t share = (job.active / (4 * job.threads) + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
@@ -197,20 +197,25 @@ template <class F, bool D> int run(const JobArgs& job) {
   const size_t scratch = one * size_t(size) + shared_bytes<F, D>(shape, int(size));
   const int threads = int(std::max<int64_t>(1, std::min<int64_t>(job.threads, int64_t(groups.size()))));
   std::vector<std::unique_ptr<Storage<F>>> gradients(threads);
+  // Memory comes from this thread, whose allocator keeps what is freed; others' goes with them.
+  std::vector<std::unique_ptr<Arena>> arenas(threads);
+  for (int k = 0; k < threads; ++k) {
+    arenas[k] = std::make_unique<Arena>(scratch);
+    if constexpr (D) gradients[k] = std::make_unique<Storage<F>>(job, false);
+  }
   const std::unique_ptr<PairGradients> pairs(D ? nullptr : new PairGradients(job));
   std::atomic<int> failures{0};
   std::atomic<size_t> next{0};
   auto work = [&](int thread) {
     try {
-      Arena arena(scratch);
+      Arena& arena = *arenas[thread];
       std::vector<Atom<F>> atoms(size);
       if constexpr (D) { // fixed shares, so that sums come in the same order every time
-        gradients[thread] = std::make_unique<Storage<F>>(job, false);
         for (size_t k = thread; k < groups.size(); k += threads)
-          run_group<F, true>(shape, weights.model, &gradients[thread]->model, nullptr, arena, groups[k], atoms);
+          run_group<F, true>(shape, weights->model, &gradients[thread]->model, nullptr, arena, groups[k], atoms);
       } else {
         for (size_t k = next++; k < groups.size(); k = next++)
-          run_group<F, false>(shape, weights.model, nullptr, pairs.get(), arena, groups[k], atoms);
+          run_group<F, false>(shape, weights->model, nullptr, pairs.get(), arena, groups[k], atoms);
       }
     } catch (const std::exception&) {
       ++failures;
