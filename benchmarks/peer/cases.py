@@ -135,7 +135,7 @@ def full() -> Iterator[Case]:
 
 
 def deepmd_input(
-    case: Case, type_map: list[str], system: str, frames: int, *, steps: int | None = None
+    case: Case, type_map: list[str], systems: list[str], frames: int, *, steps: int | None = None
 ) -> dict[str, Any]:
     """Input file that both codes read; energy and force loss.
 
@@ -143,7 +143,7 @@ def deepmd_input(
     ----------
     case
         Model and precision.
-    type_map, system
+    type_map, systems
         Of the data.
     frames
         In a batch.
@@ -161,7 +161,7 @@ def deepmd_input(
     rate = {"type": "exp", "start_lr": 1e-3, "stop_lr": 1e-8, "decay_steps": 5000}
     every = 1 if steps else 1_000_000
     training = {
-        "training_data": {"systems": [system], "batch_size": frames},
+        "training_data": {"systems": systems, "batch_size": frames},
         "numb_steps": steps or 1_000_000, "disp_freq": every, "save_freq": 1_000_000, "seed": 1,
     }  # fmt: skip
     return {

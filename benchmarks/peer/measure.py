@@ -18,6 +18,8 @@ from benchmarks.peer.process import OURS, Side, Worker, WorkerError, environment
 from benchmarks.peer.quiet import Patience
 
 _START_FRAMES = 80
+# More steps than a case takes.
+_BATCHES = 100
 SUFFIXES = {"pt": ".pth", "pt-expt": ".pte"}
 """Frozen models of the peer's backends."""
 
@@ -69,10 +71,18 @@ def record(case: Case, sides: dict[str, Times], *, atoms: int, name: str = "") -
 def prepare(
     case: Case, settings: Settings, frames: int, *, batch: int = 0, steps: int | None = None
 ) -> Path:
-    """Write the frames and the input file of a case; return the input file."""
-    system = settings.folder / "system"
-    type_map = write_system(settings.data, case.data, frames, system)
-    content = deepmd_input(case, type_map, str(system), batch or frames, steps=steps)
+    """Write the frames and the input file of a case; return the input file.
+
+    DeePMD-kit forks new loading processes whenever it has been through its data, which costs
+    seconds. So each batch, of the same frames, is a system of its own, and there are many.
+    """
+    systems = [settings.folder / "system"]
+    type_map = write_system(settings.data, case.data, frames, systems[0])
+    if not batch:
+        systems += [settings.folder / f"system{k}" for k in range(1, _BATCHES)]
+        for copy in systems[1:]:
+            copy.symlink_to(systems[0])
+    content = deepmd_input(case, type_map, [*map(str, systems)], batch or frames, steps=steps)
     path = settings.folder / "input.json"
     path.write_text(json.dumps(content))
     return path

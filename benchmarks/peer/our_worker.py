@@ -51,15 +51,16 @@ class Worker:
         }
 
     def train(self, request: wire.Request) -> wire.Answer:
-        """Open a run on all frames of the data as one batch; write its initial model."""
+        """Open a run on the frames of the first system as a batch; write its initial model."""
         keep_freed_memory()  # as `dpaflow model train` does
-        config = with_heads(convert(json.loads(Path(request["input"]).read_text())), request)
+        content = json.loads(Path(request["input"]).read_text())
+        config = with_heads(convert(content), request)
         began = time.perf_counter()
         folder = Path(request["out"])
         folder.mkdir(parents=True)
         datasets = open_datasets(config)
         self._run = prepare(config, folder, datasets, World())
-        self._indices = list(range(len(datasets[0])))
+        self._indices = list(range(content["training"]["training_data"]["batch_size"]))
         seconds = time.perf_counter() - began
         if "model" in request:
             save_model(self._run.model, Path(request["model"]))
