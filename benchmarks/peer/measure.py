@@ -19,7 +19,7 @@ from benchmarks.peer.quiet import Patience
 
 _START_FRAMES = 80
 # More steps than a case takes.
-_BATCHES = 100
+_BATCHES = 60
 SUFFIXES = {"pt": ".pth", "pt-expt": ".pte"}
 """Frozen models of the peer's backends."""
 

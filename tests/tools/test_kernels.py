@@ -186,6 +186,20 @@ def test_the_same_bits_every_time(threads: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(kept[0], again, strict=True))
 
 
+def test_forces_do_not_depend_on_the_number_of_threads() -> None:
+    model = small()
+    batch = batch_of(model)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(predict(model, batch, atom_virial=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_packed_weights_follow_the_model() -> None:
     """Weights are kept packed between calls; a number changed behind torch's back is seen."""
     models = [small(), small({"neuron": [6, 6], "resnet_dt": False}), small(attn=8), small()]
