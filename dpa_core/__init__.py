@@ -6,6 +6,7 @@ first use, so that importing this package stays instant.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,13 @@ _HOME = {
     "load_model": "dpa_core.interchange.files",
     "save_model": "dpa_core.interchange.files",
 }
+
+
+# After each of torch's operations on CPU the threads of libgomp wait for the next one, busily and
+# for up to 20 ms, on the processors that the kernels' threads need. A millisecond saves torch
+# from waking them as well. libgomp reads it when torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import dpa_core  # noqa: F401  before torch, as in `dpaflow`
+
+# isort: split
 import numpy as np
 import torch
 

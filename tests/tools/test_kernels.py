@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import shutil
 import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -198,6 +200,27 @@ def test_forces_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "20000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_the_command_sets_how_torch_waits(given: dict[str, str], expected: str) -> None:
+    """Before torch is loaded, which reads it then; what a user has set stays."""
+    program = (
+        "import os, sys, workflows.cli; "
+        "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    mine = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=mine | given,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.split() == ["False", expected]
 
 
 def test_packed_weights_follow_the_model() -> None:
