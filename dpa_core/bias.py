@@ -214,8 +214,7 @@ def change_bias(
         targets = _label_targets(dataset, chosen)
     # Types without energy (atom_exclude_types) take no part in the fit.
     targets.counts[:, list(model.config.atom_exclude_types)] = 0
-    rcond = model.config.fitting_net.rcond
-    fit = solve_bias(targets.counts, targets.energy, rcond, preset)
+    fit = solve_bias(targets.counts, targets.energy, model.config.fitting_net.rcond, preset)
     bias, std = _atomic_override(fit, targets, preset)
     after = before + bias if mode == "change" else bias
     model.out_bias.copy_(torch.from_numpy(after))

@@ -16,6 +16,7 @@ formulas, else by torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -87,9 +88,7 @@ def predict_heads(
     engine = kernels.find(models)
     if engine is not None:
         return engine.predict(batch, atom_virial=atom_virial)
-    near = _neighborhoods(models[0], batch)
-    found = _by_torch(models, near)
-    return [_assemble(near, energy, gradient, atom_virial) for energy, gradient in found]
+    return _predict_by_torch(models, _neighborhoods(models[0], batch), atom_virial=atom_virial)
 
 
 def loss_gradient(
@@ -111,18 +110,20 @@ def loss_gradient(
     prediction, anything
         The prediction has no graph.
     """
-    prediction = predict(model, batch)
+    engine = kernels.find((model,))
+    if engine is not None:
+        prediction = engine.predict(batch)[0]
+        differentiate = partial(engine.differentiate, batch)
+    else:
+        near = _neighborhoods(model, batch)
+        prediction = _predict_by_torch((model,), near, atom_virial=False)[0]
+        differentiate = partial(_differentiate_by_torch, model, near)
     leaves = [
         getattr(prediction, name).requires_grad_()
         for name in ("energy", "atom_energy", "force", "virial")
     ]
     value, other = loss(prediction)
-    bar = Prediction(*torch.autograd.grad(value, leaves, materialize_grads=True))
-    engine = kernels.find((model,))
-    if engine is not None:
-        engine.differentiate(batch, bar)
-    else:
-        _differentiate_by_torch(model, batch, bar)
+    differentiate(Prediction(*torch.autograd.grad(value, leaves, materialize_grads=True)))
     for leaf in leaves:
         leaf.requires_grad_(requires_grad=False)
     return prediction, other
@@ -130,6 +131,13 @@ def loss_gradient(
 
 def _neighborhoods(model: Potential, batch: Batch) -> _Neighborhoods:
     return _Neighborhoods(batch, model.environment(batch), neighbor_vectors(batch))
+
+
+def _predict_by_torch(
+    models: Sequence[Potential], near: _Neighborhoods, *, atom_virial: bool
+) -> list[Prediction]:
+    found = _by_torch(models, near)
+    return [_assemble(near, energy, gradient, atom_virial) for energy, gradient in found]
 
 
 def _by_torch(models: Sequence[Potential], near: _Neighborhoods) -> list[tuple[Tensor, Tensor]]:
@@ -150,8 +158,8 @@ def _by_torch(models: Sequence[Potential], near: _Neighborhoods) -> list[tuple[T
     ]
 
 
-def _differentiate_by_torch(model: Potential, batch: Batch, bar: Prediction) -> None:
-    near = _neighborhoods(model, batch)
+def _differentiate_by_torch(model: Potential, near: _Neighborhoods, bar: Prediction) -> None:
+    batch = near.batch
     a = bar.atom_energy + bar.energy[batch.frame]
     b = bar.force[:, None] - bar.force[batch.index]
     b = b - near.vectors @ bar.virial[batch.frame].mT

@@ -191,12 +191,9 @@ def run_labels(inputs: LabelInputs, config: LabelConfig, outdir: Path) -> dict[s
         The command does not exist.
     """
     document = read_json(inputs.prepared / "tasks.json")
-    every = [Task.read(inputs.prepared / "tasks" / row["name"]) for row in document["tasks"]]
-    tasks = [
-        task
-        for task, row in zip(every, document["tasks"], strict=True)
-        if row["group"] == config.group
-    ]
+    rows = document["tasks"]
+    every = [Task.read(inputs.prepared / "tasks" / row["name"]) for row in rows]
+    tasks = [task for task, row in zip(every, rows, strict=True) if row["group"] == config.group]
     outdir.mkdir(parents=True, exist_ok=True)
     if (outdir / "labels.json").exists():  # complete and asked for again: try again what failed
         shutil.rmtree(outdir / "state", ignore_errors=True)
