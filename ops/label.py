@@ -22,7 +22,7 @@ from dpa_core.errors import ConfigError, DataError
 from ops.base import Paused
 from ops.files import holds_frames, read_json, write_json
 from ops.labelers import Labeler, check_labeler
-from ops.labelers.base import WARNING, Context, Structure, Waiting, label_id
+from ops.labelers.base import WARNING, BaseLabeler, Context, Structure, Waiting, label_id
 from ops.labelers.manual import pause_message
 from ops.labelers.runner import Runner, Task
 
@@ -105,19 +105,11 @@ def prepare_labels(inputs: PrepareInputs, config: PrepareConfig, outdir: Path) -
     shutil.rmtree(outdir / "tasks", ignore_errors=True)
     attempts = config.labeler.attempts()
     for number, (structure, source) in enumerate(structures):
-        name = f"{number:06d}"
-        elements = sorted(set(structure.elements))
-        ids = tuple(label_id(structure, a.identity(elements)) for a in attempts)
-        folder = outdir / "tasks" / name
-        for k, settings in enumerate(attempts, start=1):
-            (folder / f"inputs-{k}").mkdir(parents=True)
-            settings.write(structure, folder / f"inputs-{k}")
-        document = {"version": 1, "name": name, "ids": ids, "source": source}
-        write_json(folder / "task.json", document | structure.to_json())
+        folder = outdir / "tasks" / f"{number:06d}"
         rows.append(
             {
-                "name": name,
-                "id": ids[0],
+                "name": folder.name,
+                "id": _write_task(structure, source, attempts, folder),
                 "formula": structure.formula(),
                 "natoms": len(structure.elements),
                 "group": number // config.group_size,
@@ -128,6 +120,20 @@ def prepare_labels(inputs: PrepareInputs, config: PrepareConfig, outdir: Path) -
     result = {"version": 1, "type_map": list(type_map), "tasks": rows}
     write_json(outdir / "tasks.json", result)
     return result
+
+
+def _write_task(
+    structure: Structure, source: str, attempts: Sequence[BaseLabeler], folder: Path
+) -> str:
+    """Write `task.json` and the inputs of each attempt; return the label's id of the first."""
+    elements = sorted(set(structure.elements))
+    ids = tuple(label_id(structure, a.identity(elements)) for a in attempts)
+    for k, settings in enumerate(attempts, start=1):
+        (folder / f"inputs-{k}").mkdir(parents=True)
+        settings.write(structure, folder / f"inputs-{k}")
+    document = {"version": 1, "name": folder.name, "ids": ids, "source": source}
+    write_json(folder / "task.json", document | structure.to_json())
+    return ids[0]
 
 
 def _selected(folder: Path) -> tuple[list[tuple[Structure, str]], tuple[str, ...]]:

@@ -84,12 +84,7 @@ def run_select(inputs: SelectInputs, config: SelectConfig, outdir: Path) -> dict
     DataError
         Files that do not fit together, or without the criterion's column.
     """
-    stage = next_stage(inputs.decision)
-    if stage >= len(config.stages):
-        raise ConfigError(
-            f"{inputs.decision}: asks for stage {stage}, select.stages has {len(config.stages)}"
-        )
-    settings = config.stages[stage]
+    stage, settings = _stage(inputs, config)
     committee = _committee(inputs, settings)
     types = config.type_map if committee is None else committee.type_map
     explored = read_explored(inputs.explored, types, config.iteration)
@@ -100,16 +95,7 @@ def run_select(inputs: SelectInputs, config: SelectConfig, outdir: Path) -> dict
     levels, converged = trust(values[passed], settings, earlier_levels(decision, stage))
     candidates = np.flatnonzero(passed)[levels.candidate]
     rng = np.random.default_rng([config.seed, config.iteration])
-    choice = Choice([], [], *np.zeros((2, len(candidates)), dtype=np.bool_))
-    if explored.data is not None and len(candidates):
-        choice = choose_frames(
-            explored.data.subset(candidates),
-            values[candidates],
-            read_labelled(inputs.labelled, explored.data.type_map),
-            None if committee is None else committee.describe,
-            settings,
-            rng,
-        )
+    choice = _choose(inputs, explored, candidates, values, committee, settings, rng)
     chosen = candidates[np.asarray(choice.chosen, dtype=np.int64)]
     outdir.mkdir(parents=True, exist_ok=True)
     _write_selected(explored, chosen, config.type_map, outdir / SELECTED)
@@ -170,6 +156,38 @@ def trust(
     levels = classify(values, lo, settings.hi)
     there = bool(levels.candidate.any())
     return levels, there and settled([*earlier, lo], settings.adaptive)
+
+
+def _stage(inputs: SelectInputs, config: SelectConfig) -> tuple[int, SelectSettings]:
+    """Return the number of the stage that is on, and its settings."""
+    stage = next_stage(inputs.decision)
+    if stage >= len(config.stages):
+        raise ConfigError(
+            f"{inputs.decision}: asks for stage {stage}, select.stages has {len(config.stages)}"
+        )
+    return stage, config.stages[stage]
+
+
+def _choose(
+    inputs: SelectInputs,
+    explored: Explored,
+    candidates: Indices,
+    values: Array,
+    committee: Committee | None,
+    settings: SelectSettings,
+    rng: np.random.Generator,
+) -> Choice:
+    """Choose among the candidates; nothing where there is none."""
+    if explored.data is None or not len(candidates):
+        return Choice([], [], *np.zeros((2, len(candidates)), dtype=np.bool_))
+    return choose_frames(
+        explored.data.subset(candidates),
+        values[candidates],
+        read_labelled(inputs.labelled, explored.data.type_map),
+        None if committee is None else committee.describe,
+        settings,
+        rng,
+    )
 
 
 def _committee(inputs: SelectInputs, settings: SelectSettings) -> Committee | None:
