@@ -53,7 +53,7 @@ void first_layer(const Model<F>& model, const Block& block, const int* row,
     const F* b = model.first_bias.data + row[i] * model.first_bias.ld;
     const Dual<F> y = rows_from(saved.y[0], i), x = rows_from(saved.x[0], i);
     for (int c = 0; c < padded<F>(width); c += LANES<F>) {
-      const Vec<F> value = tanh(saved.s[i] * vec<F>(w + c) + vec<F>(b + c));
+      const Vec<F> value = tanh_of<F>(saved.s[i] * vec<F>(w + c) + vec<F>(b + c));
       const Vec<F> slope = (1 - value * value) * vec<F>(w + c) * saved.ds[i];
       vec<F>(y.v + c) = vec<F>(x.v + c) = value;
       vec<F>(y.t + c) = vec<F>(x.t + c) = slope;

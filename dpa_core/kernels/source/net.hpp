@@ -26,7 +26,7 @@ void finish_layer(const Layer<F>& layer, int rows, Dual<F> x, Dual<F> y, Dual<F>
     for (int c = 0; c < width; c += lanes) {
       Vec<F> u = vec<F>(yv + c);
       if (b) u += vec<F>(b + c);
-      const Vec<F> value = tanh(u);
+      const Vec<F> value = tanh_of<F>(u);
       const Vec<F> factor = layer.idt ? vec<F>(layer.idt + c) : Vec<F>{} + F(1);
       vec<F>(yv + c) = value;
       vec<F>(ov + c) = value * factor;

@@ -90,27 +90,37 @@ inline Vec<double> exp(Vec<double> x) {
   return p * (Vec<double>)power;
 }
 
-// tanh(x): near 0 the approximations of the Cephes library, else by exp.
-inline Vec<float> tanh(Vec<float> x) {
-  const Vec<float> size = x < 0.0f ? -x : x, z = x * x;
-  Vec<float> p = -5.70498872745e-3f * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  const Vec<float> small = p * z * x + x;
-  const Vec<float> large = 1.0f - 2.0f / (exp(2.0f * size) + 1.0f);
-  return size < 0.625f ? small : (x < 0.0f ? -large : large);
+// tanh(x) = x P(x²) / Q(x²) up to a limit where it is 1 to rounding; coefficients, highest first,
+// by tests/reference/fit_tanh.py.
+template <class F> struct Tanh;
+template <> struct Tanh<float> {
+  static constexpr float limit = 8.5f,
+    P[] = {1.42692563e-8f, 2.12510626e-5f, 3.53402787e-3f, 1.34132477e-1f, 9.99999988e-1f},
+    Q[] = {8.14513439e-7f, 3.34886653e-4f, 2.60227551e-2f, 4.67465705e-1f, 1.0f};
+};
+template <> struct Tanh<double> {
+  static constexpr double limit = 19.0,
+    P[] = {2.5244927087235308e-23, 7.462676494497763e-19, 3.0776225756747988e-15,
+           4.1835524205029795e-12, 2.4451263016436266e-9, 6.8379678525079209e-7,
+           9.3655599121758797e-5, 5.9761100169365904e-3, 1.5181470171239808e-1,
+           9.9999999999999994e-1},
+    Q[] = {6.2720531172264164e-21, 5.6626527909150519e-17, 1.2751451730789099e-13,
+           1.1138223693050256e-10, 4.4697294708072438e-8, 8.7606293702153328e-6,
+           8.2843434978182643e-4, 3.4358788365515164e-2, 4.851480350457306e-1, 1.0};
+};
+
+template <class F, int N> inline Vec<F> polynomial(Vec<F> z, const F (&coefficients)[N]) {
+  Vec<F> value = Vec<F>{} + coefficients[0];
+  for (int i = 1; i < N; ++i) value = value * z + coefficients[i];
+  return value;
 }
 
-inline Vec<double> tanh(Vec<double> x) {
-  const Vec<double> size = x < 0.0 ? -x : x, z = x * x;
-  const Vec<double> p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z
-                        - 1.61468768441708447952e3;
-  const Vec<double> q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z
-                        + 4.84406305325125486048e3;
-  const Vec<double> small = x + x * (z * p / q);
-  const Vec<double> large = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
-  return size < 0.625 ? small : (x < 0.0 ? -large : large);
+template <class F> inline Vec<F> tanh_of(Vec<F> x) {
+  const F limit = Tanh<F>::limit;
+  x = x > limit ? Vec<F>{} + limit : x;
+  x = x < -limit ? Vec<F>{} - limit : x;
+  const Vec<F> z = x * x;
+  return x * polynomial<F>(z, Tanh<F>::P) / polynomial<F>(z, Tanh<F>::Q);
 }
 
 // Scratch memory that is handed out in order and taken back as a whole.
