@@ -112,8 +112,7 @@ def loss_gradient(
     """
     engine = kernels.find((model,))
     if engine is not None:
-        prediction = engine.predict(batch)[0]
-        differentiate = partial(engine.differentiate, batch)
+        prediction, differentiate = engine.learn(batch)
     else:
         near = _neighborhoods(model, batch)
         prediction = _predict_by_torch((model,), near, atom_virial=False)[0]

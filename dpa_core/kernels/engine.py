@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +54,7 @@ class Engine:
 
     def predict(self, batch: Batch, *, atom_virial: bool = False) -> list[Prediction]:
         """Energies, forces and virials of every model; see `derivatives.predict`."""
-        return self._predict(batch, atom_virial=atom_virial)[0]
+        return self._call(batch, learning=False).predict(atom_virial=atom_virial)
 
     def predict_uncut(self, batch: Batch) -> Prediction | None:
         """Energies, forces and virials from tables that may hold pairs beyond rcut.
@@ -65,62 +65,35 @@ class Engine:
             Of the first model; None if `sel` has no room for all neighbours of an atom, so that
             some would have to be left out.
         """
-        found, crowded = self._predict(batch, atom_virial=False)
-        return None if crowded else found[0]
+        call = self._call(batch, learning=False)
+        found = call.predict(atom_virial=False)[0]
+        return None if call.crowded else found
 
-    def _predict(self, batch: Batch, *, atom_virial: bool) -> tuple[list[Prediction], bool]:
-        with torch.no_grad():
-            call = _Call(self, batch, learning=False)
-            heads, atoms = call.heads, len(batch.atype)
-            energy = torch.zeros(heads, atoms, dtype=torch.float64)
-            force = torch.zeros(heads, atoms, 3, dtype=torch.float64)
-            virial = torch.zeros(heads, batch.nframes, 3, 3, dtype=torch.float64)
-            crowded = torch.zeros(1, dtype=torch.int32)
-            call.point(energy=energy, force=force, virial=virial, crowded=crowded)
-            scattered = None
-            if atom_virial:
-                scattered = torch.zeros(heads, atoms, 3, 3, dtype=torch.float64)
-                call.point(atom_virial=scattered)
-            call.run(self._library.energies)
-            found = []
-            for k in range(heads):
-                own = self._biased(k, energy[k], batch, call.fitting_of)
-                total = own.new_zeros(batch.nframes).index_add(0, batch.frame, own)
-                atomic = None if scattered is None else scattered[k]
-                found.append(Prediction(total, own, force[k], virial[k], atomic))
-            return found, bool(crowded)
+    def learn(self, batch: Batch) -> tuple[Prediction, Callable[[Prediction], None]]:
+        """Predict, and be ready to differentiate a loss of what was predicted.
 
-    def differentiate(self, batch: Batch, bar: Prediction) -> None:
-        """Add the gradient of a loss to the `grad` of the weights.
-
-        Parameters
-        ----------
-        batch
-            What was predicted.
-        bar
-            Derivatives of the loss with respect to the prediction's numbers.
+        Returns
+        -------
+        prediction, differentiate
+            Of the first model. `differentiate` takes the derivatives of the loss with respect
+            to the prediction's numbers and adds its gradient to the `grad` of the weights.
         """
-        with torch.enable_grad():
-            call = _Call(self, batch, learning=True)
-        call.point(
-            energy_bar=bar.atom_energy + bar.energy[batch.frame],
-            force_bar=bar.force, virial_bar=bar.virial,
-        )  # fmt: skip
-        call.run(self._library.parameters)
-        call.backward()
+        call = self._call(batch, learning=True)
+        return call.predict(atom_virial=False)[0], call.differentiate
 
-    def _biased(self, k: int, energy: Tensor, batch: Batch, fitting_of: Tensor) -> Tensor:
-        model = self._models[k]
-        table = torch.stack([fitting.bias_atom_e for fitting in model.fittings])
-        which = fitting_of if len(table) > 1 else torch.zeros_like(fitting_of)
-        return model.biased(energy + table[which, batch.atype.clamp(min=0)], batch.atype)
+    def _call(self, batch: Batch, *, learning: bool) -> _Call:
+        with torch.set_grad_enabled(learning):
+            return _Call(self._library, self._models, batch, learning=learning)
 
 
 class _Call:
     """One job: its C structure, and the tensors whose memory it points to."""
 
-    def __init__(self, engine: Engine, batch: Batch, *, learning: bool) -> None:
-        self.models, self.learning = engine._models, learning
+    def __init__(
+        self, library: ctypes.CDLL, models: Sequence[Potential], batch: Batch, *, learning: bool
+    ) -> None:
+        self.library, self.models, self.batch = library, models, batch
+        self.learning, self.crowded = learning, False
         self.keep: list[Any] = []
         self.gradients: list[tuple[Tensor, Tensor]] = []
         model = self.models[0]
@@ -144,19 +117,57 @@ class _Call:
         for name, tensor in tensors.items():
             setattr(self.job, name, self._pointer(tensor))
 
-    def run(self, function: Any) -> None:
-        """Call the library."""
+    @torch.no_grad()
+    def predict(self, *, atom_virial: bool) -> list[Prediction]:
+        """Energies, forces and virials of every model; `crowded`: `sel` has too little room."""
+        batch, heads, atoms = self.batch, self.heads, len(self.batch.atype)
+        energy = torch.zeros(heads, atoms, dtype=torch.float64)
+        force = torch.zeros(heads, atoms, 3, dtype=torch.float64)
+        virial = torch.zeros(heads, batch.nframes, 3, 3, dtype=torch.float64)
+        crowded = torch.zeros(1, dtype=torch.int32)
+        self.point(energy=energy, force=force, virial=virial, crowded=crowded)
+        scattered = None
+        if atom_virial:
+            scattered = torch.zeros(heads, atoms, 3, 3, dtype=torch.float64)
+            self.point(atom_virial=scattered)
+        self._run(self.library.energies)
+        self.crowded = bool(crowded)
+        found = []
+        for k in range(heads):
+            own = self._biased(k, energy[k])
+            total = own.new_zeros(batch.nframes).index_add(0, batch.frame, own)
+            atomic = None if scattered is None else scattered[k]
+            found.append(Prediction(total, own, force[k], virial[k], atomic))
+        return found
+
+    def differentiate(self, bar: Prediction) -> None:
+        """Add the gradient of a loss to the `grad` of the weights; see `Engine.learn`."""
+        self.point(
+            energy_bar=bar.atom_energy + bar.energy[self.batch.frame],
+            force_bar=bar.force, virial_bar=bar.virial,
+        )  # fmt: skip
+        self._run(self.library.parameters)
+        others = []
+        for array, gradient in self.gradients:
+            if not array.is_leaf:
+                others.append((array * gradient).sum())
+            elif array.grad is None:
+                array.grad = gradient
+            else:
+                array.grad += gradient
+        if others:
+            # A sum, because backward() with gradients imports sympy (a second of every start).
+            torch.stack(others).sum().backward()
+
+    def _run(self, function: Any) -> None:
         if function(ctypes.byref(self.job)):
             raise MemoryError("no memory is left for the compiled kernels")
 
-    def backward(self) -> None:
-        """Carry the arrays' gradients on to the model's parameters."""
-        if not self.gradients:
-            return
-        # A sum, because backward() with gradients imports sympy (a second of every start).
-        torch.stack(
-            [(array * gradient).sum() for array, gradient in self.gradients]
-        ).sum().backward()
+    def _biased(self, k: int, energy: Tensor) -> Tensor:
+        model, batch = self.models[k], self.batch
+        table = torch.stack([fitting.bias_atom_e for fitting in model.fittings])
+        which = self.fitting_of if len(table) > 1 else torch.zeros_like(self.fitting_of)
+        return model.biased(energy + table[which, batch.atype.clamp(min=0)], batch.atype)
 
     def _pointer(self, tensor: Tensor) -> int:
         tensor = tensor.detach().contiguous()
