@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpa_core.attention import GatedAttentionLayer
@@ -25,8 +26,12 @@ _LARGEST_SCALE = 30.0
 
 
 class LayerArrays(NamedTuple):
-    """(in, out) weight, bias and step of a layer; `copies` of the input are added to it."""
+    """A layer: (rows, out) weight, bias and step; `copies` of the input are added to it.
 
+    Of the weight the first `inputs` rows count.
+    """
+
+    inputs: int
     weight: Tensor
     bias: Tensor | None
     idt: Tensor | None
@@ -109,7 +114,8 @@ def first_of(
     start = descriptor.dim_out - descriptor.dim_type
     firsts = [_net(n)[0] for n in fitting.nets]
     which = torch.zeros_like(atype) if len(firsts) == 1 else atype
-    added = torch.stack([cast(Tensor, layer.bias) for layer in firsts])[which]
+    # embedding() is indexing whose gradient takes a tenth of the time.
+    added = F.embedding(which, torch.stack([cast(Tensor, layer.bias) for layer in firsts]))
     if inputs:
         x = torch.cat(inputs, -1)
         for k, layer in enumerate(firsts):
@@ -147,7 +153,7 @@ def _factors(descriptor: Descriptor) -> Tensor | None:
 
 def _fitting(net: list[ResidualLayer], width: int) -> list[LayerArrays]:
     """Layers of a fitting net; the first without what `first_of` adds."""
-    first = LayerArrays(net[0].weight[:width], None, None, 0)
+    first = LayerArrays(width, net[0].weight, None, None, 0)
     return [first, *(_layer(layer) for layer in net[1:])]
 
 
@@ -164,4 +170,4 @@ def _net(net: nn.Module) -> list[ResidualLayer]:
 
 
 def _layer(layer: ResidualLayer) -> LayerArrays:
-    return LayerArrays(layer.weight, layer.bias, layer.idt, layer.copies)
+    return LayerArrays(len(layer.weight), layer.weight, layer.bias, layer.idt, layer.copies)

@@ -247,7 +247,7 @@ class _Call:
         for target, layers in zip(made, nets, strict=True):
             chain = (LayerArgs * max(len(layers), 1))()
             for k, layer in enumerate(layers):
-                chain[k].input, chain[k].output = layer.weight.shape
+                chain[k].input, chain[k].output = layer.inputs, layer.weight.shape[1]
                 chain[k].copies = layer.copies
                 for name in ("weight", "bias", "idt"):
                     tensor = getattr(layer, name)
