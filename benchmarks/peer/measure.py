@@ -18,8 +18,8 @@ from benchmarks.peer.process import OURS, Side, Worker, WorkerError, environment
 from benchmarks.peer.quiet import Patience
 
 _START_FRAMES = 80
-# More steps than a case takes.
-_BATCHES = 60
+# Batches are more than the steps of a case, which are fewer where steps take longer.
+_BATCHES, _BATCH_ATOMS = 60, 50_000
 SUFFIXES = {"pt": ".pth", "pt-expt": ".pte"}
 """Frozen models of the peer's backends."""
 
@@ -79,7 +79,8 @@ def prepare(
     systems = [settings.folder / "system"]
     type_map = write_system(settings.data, case.data, frames, systems[0])
     if not batch:
-        systems += [settings.folder / f"system{k}" for k in range(1, _BATCHES)]
+        batches = min(_BATCHES, _BATCH_ATOMS // case.atoms)
+        systems += [settings.folder / f"system{k}" for k in range(1, batches)]
         for copy in systems[1:]:
             copy.symlink_to(systems[0])
     content = deepmd_input(case, type_map, [*map(str, systems)], batch or frames, steps=steps)
