@@ -93,7 +93,8 @@ class Case(NamedTuple):
     def alone(self) -> bool:
         """Whether both codes together may not fit into memory: they then take turns as a whole."""
         wide = 2 if self.precision == "float64" else 1
-        return self.model == "L2" and self.kind != "start" and wide * self.atoms > 2000
+        most = {"L2": 2000, "L0": 20_000, "se_e2_a": 10_000}[self.model]
+        return self.kind != "start" and wide * self.atoms > most
 
 
 def copies(*numbers: int) -> tuple[tuple[int, int, int], ...]:

@@ -14,8 +14,9 @@ import psutil
 
 from benchmarks.peer.process import Worker
 
-# A turn takes at least this long where steps are short, and at most so many steps.
-_TURN, _TURN_STEPS = 0.6, 8
+# A turn takes about so long where steps are short, and at most so many steps. A code that has been
+# idle needs a few tens of milliseconds to be as fast as in a long run.
+_TURN, _TURN_STEPS = 0.6, 40
 DISTURBED = 0.15
 """Cores: what others may use during a turn that counts as quiet."""
 

@@ -49,7 +49,9 @@ def cpu() -> str:
     except OSError:
         text = ""
     found = re.search(r"model name\s*: (.*)", text)
-    return f"{found[1] if found else platform.machine()}, {torch.get_num_threads()} cores"
+    wide = "AVX-512" if "avx512f" in text else "AVX2" if "avx2" in text else "no AVX2"
+    name = found[1] if found else platform.machine()
+    return f"{name}, {wide}, {torch.get_num_threads()} cores"
 
 
 def case_of(entry: Record) -> Case:

@@ -55,7 +55,9 @@ def serve(line: Line, commands: dict[str, Callable[[Request], Answer]]) -> None:
             answer = commands[request["do"]](request)
         except (Exception, SystemExit) as error:  # noqa: BLE001 reported in the table
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+            # TorchScript says the cause in the last line, behind a page of its own code.
+            cause = (str(error).strip().splitlines() or [""])[-1]
+            answer = {"error": f"{type(error).__name__}: {cause[:300]}"}
         line.write(answer)
 
 
