@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.peer.cases import TITLES, Case, goal, memory_goal
+from benchmarks.peer.cases import SOURCES, TITLES, Case, goal, memory_goal
 from benchmarks.peer.quiet import DISTURBED
 
 Record = dict[str, Any]
 PEERS = {"peer": "as users run it", "tuned": "tuned"}
+_COLORS = {"peer": "tab:blue", "tuned": "tab:orange"}
 _HEAD = (
     "| case | atoms | precision | threads | dpaflow s | DeePMD-kit s | tuned s (which) "
     "| ratio | ratio, tuned | goal |"
@@ -56,7 +57,8 @@ def cpu() -> str:
 
 def case_of(entry: Record) -> Case:
     """Give the case that a record is about, for its goals."""
-    frames = 1 if entry["kind"] == "evaluate" else max(1, entry["atoms"] // 192)
+    natoms = SOURCES[entry["data"]].natoms
+    frames = 1 if entry["kind"] == "evaluate" else max(1, entry["atoms"] // natoms)
     return Case(entry["kind"], entry["model"], entry["data"], (frames,))
 
 
@@ -174,8 +176,7 @@ def _agreement(records: list[Record]) -> list[str]:
 
 def write(outdir: Path, skipped: list[str]) -> str:
     """Write results.md and results.png; return the text."""
-    records = load(outdir)
-    timed = [r for r in records if r["sides"]]
+    timed = sorted((r for r in load(outdir) if r["sides"]), key=_order)
     sides = [s for r in timed for s in r["sides"].values() if "code" in s]
     codes = sorted({f"{s['code']} (torch {s['torch']})" for s in sides})
     cpus = sorted({r["cpu"] for r in timed})
@@ -201,36 +202,69 @@ def write(outdir: Path, skipped: list[str]) -> str:
     return content
 
 
+def _order(entry: Record) -> tuple[Any, ...]:
+    """Order of the tables: what, how, on which data, how large, by which model."""
+    kinds, data, models = [*KINDS, "committee", "large"], [*SOURCES], [*TITLES]
+    return (
+        kinds.index(entry["kind"]), entry["precision"], -entry["threads"],
+        data.index(entry["data"]), entry["atoms"], models.index(entry["model"]), entry["name"],
+    )  # fmt: skip
+
+
 def _turn_counts(records: list[Record]) -> str:
     turns = sorted({s["turns"] for r in records for s in r["sides"].values() if "turns" in s})
     return " or ".join(map(str, turns)) or "no"
 
 
 def plot(records: list[Record], path: Path) -> None:
-    """Draw ratios, one group of bars a case; goals as ticks."""
+    """Draw ratios in float32 with two threads, a panel a model; goals as ticks."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [r for r in records if ratio(r, "peer") or ratio(r, "tuned")]
+    usual = [r for r in records if (r["precision"], r["threads"]) == ("float32", 2)]
+    shown = [r for r in usual if ratio(r, "peer") or ratio(r, "tuned")]
     if not shown:
         return
-    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.34 * len(shown)), layout="constrained")
-    colors = {"peer": "tab:blue", "tuned": "tab:orange"}
-    for k, entry in enumerate(shown):
-        wanted = goal(case_of(entry)) or (0, 0)
-        for n, key in enumerate(PEERS):
-            axes.barh(k + 0.38 * n - 0.19, ratio(entry, key) or 0, 0.36, color=colors[key],
-                      label=f"DeePMD-kit {PEERS[key]}" if k == 0 else None)  # fmt: skip
-            if wanted[n]:
-                middle = k + 0.38 * n - 0.19
-                axes.plot([wanted[n]] * 2, [middle - 0.18, middle + 0.18], color="black")
-    axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [r["name"] for r in shown], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("time of DeePMD-kit / time of dpaflow (black: goal)")
-    axes.legend(fontsize=7)
+    rows = list(dict.fromkeys(_row(r) for r in shown))
+    models = [m for m in TITLES if any(r["model"] == m for r in shown)]
+    figure, panels = plt.subplots(
+        1, len(models), sharex=True, sharey=True, squeeze=False, layout="constrained",
+        figsize=(1.6 + 2.8 * len(models), 1.3 + 0.3 * len(rows)),
+    )  # fmt: skip
+    for axes, model in zip(panels[0], models, strict=True):
+        for entry in (r for r in shown if r["model"] == model):
+            _bars(axes, entry, rows.index(_row(entry)))
+        axes.axvline(1, color="gray", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_title(TITLES[model], fontsize=9)
+    first = panels[0][0]
+    first.set_yticks(range(len(rows)), rows, fontsize=8)
+    first.invert_yaxis()
+    ticks = [1, 2, 4, 8, 16, 32]
+    first.set_xticks(ticks, ticks, minor=False)
+    first.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    first.set_xlim(left=0.9)
+    figure.supxlabel("time of DeePMD-kit / time of dpaflow (black: goal)", fontsize=9)
+    names = {f"DeePMD-kit {name}": color for name, color in zip(PEERS.values(), _COLORS.values())}
+    figure.legend(
+        [plt.Rectangle((0, 0), 1, 1, color=color) for color in names.values()], [*names],
+        loc="outside upper right", ncols=2, fontsize=8,
+    )  # fmt: skip
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _row(entry: Record) -> str:
+    what = {"train": "training step", "evaluate": "forces"}.get(entry["kind"], entry["kind"])
+    return f"{what}, {entry['data']} {entry['atoms']}"
+
+
+def _bars(axes: Any, entry: Record, at: int) -> None:
+    wanted = goal(case_of(entry)) or (0, 0)
+    for n, (key, color) in enumerate(_COLORS.items()):
+        middle = at + 0.38 * n - 0.19
+        axes.barh(middle, ratio(entry, key) or 0, 0.36, color=color)
+        if wanted[n]:
+            axes.plot([wanted[n]] * 2, [middle - 0.18, middle + 0.18], color="black")
