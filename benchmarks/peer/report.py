@@ -243,7 +243,7 @@ def plot(records: list[Record], path: Path) -> None:
     first.set_yticks(range(len(rows)), rows, fontsize=8)
     first.invert_yaxis()
     ticks = [1, 2, 4, 8, 16, 32]
-    first.set_xticks(ticks, ticks, minor=False)
+    first.set_xticks(ticks, ticks)
     first.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     first.set_xlim(left=0.9)
     figure.supxlabel("time of DeePMD-kit / time of dpaflow (black: goal)", fontsize=9)

@@ -31,6 +31,8 @@ def fit(degree: int, limit: str) -> tuple[list[mpf], list[mpf], mpf]:
         largest = max(abs(e) for e in errors)
         if largest < abs(level) * mpf("1.02"):
             break
+    else:
+        raise ArithmeticError(f"the largest errors are not level after 60 rounds: {largest}")
     scale = [end ** (2 * k) for k in range(degree + 1)]
     return [a / s for a, s in zip(p, scale)], [a / s for a, s in zip(q, scale)], largest
 

@@ -6,13 +6,12 @@ import ctypes
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dpa_core.kernels.build import SOURCE
+from dpa_core.kernels.build import _OPTIONS, SOURCE
 from tests.reference import fit_tanh
 
 PROGRAM = """
@@ -33,10 +32,11 @@ def functions(request: Any, tmp_path_factory: Any) -> ctypes.CDLL:
         pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("functions")
     (folder / "functions.cpp").write_text(PROGRAM)
-    command = f"g++ -O2 -std=c++17 -march=native -shared -fPIC -I {SOURCE} -w"
-    width = f"-DTEST_VECTOR_BYTES={request.param}"
-    files = ["functions.cpp", "-o", "functions.so"]
-    subprocess.run([*command.split(), width, *files], cwd=folder, check=True)
+    command = [
+        "g++", *_OPTIONS, "-march=native", "-w", f"-DTEST_VECTOR_BYTES={request.param}",
+        f"-I{SOURCE}", "functions.cpp", "-o", "functions.so",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "functions.so"))
 
 
@@ -92,7 +92,7 @@ def test_tanh_of_what_is_no_number(functions: ctypes.CDLL, precision: str) -> No
 @pytest.mark.parametrize("kind", fit_tanh.FITS)
 def test_the_coefficients_are_those_of_the_script(kind: str) -> None:
     p, q, _ = fit_tanh.fit(*fit_tanh.FITS[kind])
-    text = Path(SOURCE / "simd.hpp").read_text()
+    text = (SOURCE / "simd.hpp").read_text()
     struct = text[text.index(f"struct Tanh<{kind}>") :]
     limit, *rest = re.findall(r"(?<![\w.])\d[\d.]*(?:e-?\d+)?", struct[: struct.index("};\n}")])
     assert limit.rstrip("0").rstrip(".") == fit_tanh.FITS[kind][1]
