@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -260,6 +261,24 @@ class TestQueue:
         queue.end_jobs(shell, mine)
         child.wait(10)
         assert name not in {found.name for found in shell.jobs()}
+
+    def test_a_process_that_is_starting_a_program(self, monkeypatch):
+        """Linux says that it has no environment; its job has not ended."""
+        right, asked = psutil.Process.environ, set()
+
+        def starting(process):
+            first = process.pid not in asked
+            asked.add(process.pid)
+            return {} if first else right(process)
+
+        name = f"a.{id(self)}"
+        child = subprocess.Popen(["sleep", "60"], env=os.environ | {job.MARK: name})
+        monkeypatch.setattr(psutil.Process, "environ", starting)
+        try:
+            assert name in {found.name for found in queue.ShellQueue().jobs()}
+        finally:
+            child.kill()
+            child.wait()
 
 
 def test_what_dpdispatcher_is_told():

@@ -20,6 +20,8 @@ from workflows.backends.slurm.job import MARK
 
 PATIENCE = 60.0
 """Seconds a command of Slurm may take to answer."""
+# A process has no environment for a moment, much shorter than this, while it starts a program.
+_EXEC = 0.1
 CANCEL_PATIENCE = 180.0
 """Seconds a cancelled job may take to end; Slurm's KillWait is 30 s by default."""
 LIVE = frozenset({
@@ -121,13 +123,26 @@ class ShellQueue:
         """Return the processes that bear our mark, which children inherit."""
         import psutil
 
+        environments = {process: _environment(process) for process in psutil.process_iter()}
+        nothing = [process for process, there in environments.items() if not there]
+        if nothing:
+            time.sleep(_EXEC)
+            environments |= {process: _environment(process) for process in nothing}
         found: dict[str, list[Any]] = {}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                name = process.environ().get(MARK)
-                if name and process.status() != psutil.STATUS_ZOMBIE:
-                    found.setdefault(name, []).append(process)
+        for process, environment in environments.items():
+            if name := environment.get(MARK):
+                found.setdefault(name, []).append(process)
         return found
+
+
+def _environment(process: Any) -> dict[str, str]:
+    """Environment of a process of ours; empty where it has ended."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        found: dict[str, str] = process.environ()
+        return {} if process.status() == psutil.STATUS_ZOMBIE else found
+    return {}
 
 
 def queue_of(batch: str) -> Queue:
